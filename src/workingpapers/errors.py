@@ -1,0 +1,34 @@
+"""Errors that a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something that the user gave cannot be used; the message names it and says what is allowed.
+
+    The command line prints the message alone and exits with code 2 (`--debug` shows the traceback).
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+    """Return the error for a name that nothing is known by, with the nearest known names.
+
+    Args:
+        kind: what was looked up, in the singular: "task", "entry", "data set".
+        name: what the user typed.
+        known: every valid name.
+        hint: a last sentence, for example the command that lists the valid names.
+    """
+    import difflib
+
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if nearest:
+        advice = f"Did you mean {' or '.join(repr(n) for n in nearest)}?"
+    elif len(names) <= 12:
+        advice = f"Known: {', '.join(names) or 'none'}."
+    else:
+        advice = f"Known: {', '.join(names[:8])}, ... ({len(names)} in all)."
+    return UserError(f"Unknown {kind} {name!r}. {advice} {hint}".strip())

@@ -1,0 +1,1 @@
+"""Ways to read features out of a frozen backbone."""

@@ -1,0 +1,1 @@
+"""Classifier heads on frozen features."""

@@ -1,0 +1,144 @@
+"""What every gradient-trained head shares: one scikit-learn classifier around an `nn.Module`."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FLOATS = [np.float32, np.float64, np.float16]
+
+
+class HeadClassifier(ClassifierMixin, BaseEstimator):
+    """A head trained by minibatch gradient descent on the features of a frozen backbone.
+
+    Subclasses say which module (`_build`) and, where it isn't AdamW, which optimisers (`_optimizers`). Features are
+    vectors (N, D) or tokens (N, L, D); they are moved to the device batch by batch, so a memory-mapped float16 array
+    is never copied whole. The learning rates follow a half cosine from their start to zero.
+
+    Args:
+        max_epochs: passes over the training data.
+        batch_size: rows per step; a last batch of fewer rows is kept.
+        learning_rate: the peak learning rate of AdamW.
+        weight_decay: decoupled weight decay of AdamW.
+        random_state: seed of the initialisation, the order and any dropout.
+        device: torch device; None takes CUDA where there is one and the CPU elsewhere.
+
+    Attributes:
+        classes_: (K,) the labels in the order of the probability columns.
+        module_: the trained head, in eval mode.
+        loss_curve_: mean training loss of each epoch, in nats.
+        n_features_in_: size of the last axis of the features.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int = 30,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-4,
+        random_state: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.random_state = random_state
+        self.device = device
+
+    def _build(self, in_features: int, num_classes: int) -> nn.Module:
+        """Return the head that maps (B, D) or (B, L, D) features to (B, K) logits."""
+        raise TypeError(f"{type(self).__name__} does not define _build")
+
+    def _optimizers(self, module: nn.Module) -> list[torch.optim.Optimizer]:
+        """Return the optimisers that together hold every trainable parameter of the head."""
+        return [torch.optim.AdamW(module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)]
+
+    def _loss(self, module: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
+        """Return the scalar training loss of a batch: cross-entropy on the head's logits."""
+        return F.cross_entropy(module(features), targets)
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Train the head on features X (N, D) or (N, L, D), finite floats, and labels y (N,).
+
+        Raises:
+            ValueError: features that are not finite, lengths that differ, or fewer than two classes.
+        """
+        features, labels = validate_data(self, X, y, allow_nd=True, dtype=FLOATS)
+        check_classification_targets(labels)
+        self.classes_, targets = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"{type(self).__name__} needs at least two classes; y holds one class: {self.classes_[0]}")
+        self.n_features_in_ = features.shape[-1]
+        device = _device(self.device)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.module_ = self._build(self.n_features_in_, len(self.classes_)).to(device)
+            self.loss_curve_ = self._train(features, torch.as_tensor(targets), device)
+        self.module_.eval()
+        return self
+
+    def _train(self, X: NDArray[Any], targets: Tensor, device: torch.device) -> list[float]:
+        """Run the epochs and return their mean losses."""
+        optimizers = self._optimizers(self.module_)
+        steps = self.max_epochs * -(-len(X) // self.batch_size)
+        schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, max(steps, 1)) for o in optimizers]
+        curve = []
+        self.module_.train()
+        for _ in range(self.max_epochs):
+            total = 0.0
+            for rows in torch.split(torch.randperm(len(X)), self.batch_size):
+                loss = self._loss(self.module_, _batch(X, rows.numpy(), device), targets[rows].to(device))
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                    optimizer.step()
+                    schedule.step()
+                total += loss.item() * len(rows)
+            curve.append(total / len(X))
+        return curve
+
+    @torch.no_grad()
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return the logits: (N, K), or with two classes the (N,) difference of the second's and the first's."""
+        logits = self._logits(X)
+        return (logits[:, 1] - logits[:, 0]) if len(self.classes_) == 2 else logits
+
+    @torch.no_grad()
+    def _logits(self, X: ArrayLike) -> NDArray[np.float32]:
+        check_is_fitted(self)
+        features = validate_data(self, X, allow_nd=True, dtype=FLOATS, reset=False)
+        device = next(self.module_.parameters()).device
+        parts = np.split(np.arange(len(features)), range(1024, len(features), 1024))
+        return torch.cat([self.module_(_batch(features, rows, device)).float().cpu() for rows in parts]).numpy()
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return the class probabilities (N, K), the softmax of the logits."""
+        return torch.softmax(torch.from_numpy(self._logits(X)), dim=1).numpy()
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most probable label of each row, (N,)."""
+        return self.classes_[self._logits(X).argmax(axis=1)]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "module_")
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _batch(X: NDArray[Any], rows: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.asarray(X[rows], dtype=np.float32)).to(device)
