@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -32,3 +33,25 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     else:
         advice = f"Known: {', '.join(names[:8])}, ... ({len(names)} in all)."
     return UserError(f"Unknown {kind} {name!r}. {advice} {hint}".strip())
+
+
+def import_object(kind: str, path: str) -> Any:
+    """Return what "package.module:object" names, searching the working directory too.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such object.
+    """
+    import importlib
+    import os
+    import sys
+
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(f"The {kind} {path!r} cannot be imported: {error}.") from error
+    if not hasattr(module, name):
+        raise unknown_name(f"object of module {module_name}", name, [n for n in vars(module) if not n.startswith("_")])
+    return getattr(module, name)

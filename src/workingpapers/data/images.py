@@ -1,0 +1,178 @@
+"""Pictures as users have them, read as (H, W, 3) uint8 RGB: what a file holds, and sequences that read when indexed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from workingpapers.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+Seen = tuple[str, int, int]  # SHA-256 of an encoded image, its height and width
+UNREADABLE = 0.05  # the share of files that may be unreadable; one always may
+
+
+def digest(*parts: object) -> str:
+    """Return the SHA-256 of arrays, bytes and texts, each with its type and shape, as hex digits."""
+    import numpy as np
+
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part = part.astype("U") if part.dtype == object else part
+            total.update(f"{part.dtype.str}{part.shape}".encode())
+            total.update(np.ascontiguousarray(part).data if part.dtype.kind != "U" else part.tobytes())
+        else:
+            data = part if isinstance(part, bytes) else str(part).encode()
+            total.update(f"{len(data)}:".encode() + data)
+    return total.hexdigest()
+
+
+def read_image(source: Path | bytes) -> NDArray[np.uint8]:
+    """Return an image as (H, W, 3) uint8 RGB.
+
+    It is turned as its EXIF orientation says; transparent pixels lie on white; 16-bit grey becomes 8-bit; of an
+    animation the first frame is taken.
+
+    Raises:
+        OSError, ValueError or what else Pillow's decoders raise: the image is damaged or no image at all.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        image: Image.Image = ImageOps.exif_transpose(file)
+        image.load()
+        return np.asarray(_rgb(image))
+
+
+def _rgb(image: Image) -> Image:
+    """Convert any of Pillow's modes to RGB."""
+    import numpy as np
+    from PIL import Image
+
+    if image.mode == "F":
+        raise ValueError("floating-point images have no fixed range of brightness")
+    if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
+        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        opaque = image.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return image.convert("RGB")
+
+
+class Lazy(Sequence[Any]):
+    """A sequence whose elements are made when indexed; slices are lists."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def one(self, index: int) -> NDArray[Any]:
+        """Return the element at a non-negative index below the length."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[Any] | list[NDArray[Any]]:
+        if isinstance(index, slice):
+            return [self.one(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} images")
+        return self.one(int(index) % len(self))
+
+
+class Images(Lazy):
+    """Images read from files or from encoded bytes, one at a time."""
+
+    def __init__(self, sources: Sequence[Path | bytes]) -> None:
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def one(self, index: int) -> NDArray[np.uint8]:
+        """Return an image as (H, W, 3) uint8."""
+        return read_image(self.sources[index])
+
+
+class Pixels(Lazy):
+    """Images that are rows of an array (N, H, W) or (N, H, W, 3) of uint8, or some of its rows; grey becomes RGB."""
+
+    def __init__(self, array: NDArray[np.uint8], rows: NDArray[np.int64] | None = None) -> None:
+        self.array, self.rows = array, rows
+
+    def __len__(self) -> int:
+        return len(self.array if self.rows is None else self.rows)
+
+    def one(self, index: int) -> NDArray[np.uint8]:
+        """Return an image as (H, W, 3) uint8."""
+        import numpy as np
+
+        image = self.array[index if self.rows is None else self.rows[index]]
+        return np.array(image) if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+
+class Masks(Lazy):
+    """Masks (H, W) bool read from files; None stands for an image without anomalous pixels, of the given (H, W)."""
+
+    def __init__(self, files: Sequence[Path | None], sizes: Sequence[tuple[int, int]]) -> None:
+        self.files, self.sizes = files, sizes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def one(self, index: int) -> NDArray[np.bool_]:
+        """Return a mask as (H, W) bool, true where the file is not black."""
+        import numpy as np
+
+        file = self.files[index]
+        if file is None:
+            return np.zeros(self.sizes[index], dtype=bool)
+        return read_image(file).max(axis=2) > 0
+
+
+def inspect(
+    sources: Iterable[Path | bytes], names: Sequence[str]
+) -> tuple[list[tuple[str, int, int] | None], list[str]]:
+    """Decode every image in full, once, on all processors.
+
+    Args:
+        sources: files or encoded bytes.
+        names: how to call them, as many.
+
+    Returns:
+        for each image its SHA-256, height and width, or None where it is unreadable; and one line per unreadable one.
+
+    Raises:
+        UserError: more than 5 % (and more than one) are unreadable.
+    """
+
+    def look(source: Path | bytes) -> tuple[str, int, int] | str:
+        try:
+            data = source if isinstance(source, bytes) else source.read_bytes()
+            height, width, _ = read_image(data).shape
+        except Exception as error:  # Pillow's decoders raise whatever the parser of their format does
+            return f"{type(error).__name__}: {error}"
+        return hashlib.sha256(data).hexdigest(), height, width
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter's lock while it decodes
+        seen = list(pool.map(look, sources))
+    skipped = [f"{name}: {s}" for name, s in zip(names, seen, strict=True) if isinstance(s, str)]
+    if len(skipped) > max(1, UNREADABLE * len(seen)):
+        raise UserError(
+            f"{len(skipped)} of {len(seen)} images cannot be read, more than {UNREADABLE:.0%}; the first: {skipped[0]}"
+        )
+    return [None if isinstance(s, str) else s for s in seen], skipped

@@ -1,0 +1,260 @@
+"""The user's own data: a folder of images, a table, arrays, or a function that returns them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workingpapers.data.checks import checked, encode
+from workingpapers.data.images import SUFFIXES, Images, Masks, Pixels, Seen, digest, inspect
+from workingpapers.data.types import LabelledData
+from workingpapers.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LAYOUT = (
+    "Expected FOLDER/class/*.jpg, FOLDER/train|test/class/*.jpg, or MVTec's FOLDER/train/good and FOLDER/test/defect."
+)
+
+
+def from_folder(root: Path, name: str) -> LabelledData:
+    """Read a folder of images.
+
+    The layouts: `class/*.jpg` (files may lie deeper), the same below `train` and `test`, which then are the parts, or
+    MVTec AD's `train/good`, `test/good`, `test/<defect>` and `ground_truth/<defect>/<stem>_mask.png`.
+
+    Raises:
+        UserError: another layout, a class without images, one class, or more than 5 % unreadable images.
+    """
+    tops = _folders(root)
+    names = {folder.name for folder in tops}
+    if "train" not in names:
+        return _classes(root, name, {folder.name: [(None, folder)] for folder in tops})
+    inner = {part: _folders(root / part) for part in ("train", "test") if part in names}
+    if not all(inner.get(part) for part in ("train", "test")):
+        raise UserError(f"{root} has a folder 'train' but no folder 'test' with folders of images in it. {LAYOUT}")
+    if [folder.name for folder in inner["train"]] == ["good"]:
+        return _mvtec(root, name, inner["test"])
+    classes: dict[str, list[tuple[str | None, Path]]] = {}
+    for part, folders in inner.items():
+        for folder in folders:
+            classes.setdefault(folder.name, []).append((part, folder))
+    return _classes(root, name, classes)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Return the visible folders in a folder, sorted."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Return the images below a folder, sorted; a folder without any is an error."""
+    files = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if not files:
+        raise UserError(f"The folder {folder} holds no images ({', '.join(sorted(SUFFIXES))}). {LAYOUT}")
+    return sorted(p for p in files if p.is_file())
+
+
+def _classes(root: Path, name: str, folders: dict[str, list[tuple[str | None, Path]]]) -> LabelledData:
+    """Read classes, each with its folders and the part each folder belongs to."""
+    rows = [
+        (file, label, part) for label, parts in folders.items() for part, folder in parts for file in _images_in(folder)
+    ]
+    if not rows:
+        raise UserError(f"The folder {root} holds no folder of images. {LAYOUT}")
+    rows, seen, skipped = _readable(root, rows)
+    lost = sorted(set(folders) - {label for _, label, _ in rows})
+    if lost:
+        raise UserError(f"{root}: no image of class {lost[0]!r} can be read; the first: {skipped[0]}")
+    labels, class_names = encode([label for _, label, _ in rows])
+    return checked(
+        LabelledData(
+            name=name,
+            fingerprint=_fingerprint(root, rows, seen),
+            labels=labels,
+            class_names=class_names,
+            images=Images([file for file, _, _ in rows]),
+            part=_parts([part for _, _, part in rows]),
+            skipped=tuple(skipped),
+        )
+    )
+
+
+def _mvtec(root: Path, name: str, tests: list[Path]) -> LabelledData:
+    """Read MVTec AD's layout; without a folder `ground_truth` there are no masks."""
+    import numpy as np
+
+    rows = [(file, "good", "train") for file in _images_in(root / "train" / "good")]
+    rows += [(file, folder.name, "test") for folder in tests for file in _images_in(folder)]
+    rows, seen, skipped = _readable(root, rows)
+    truth = root / "ground_truth"
+    masks = digests = None
+    if truth.is_dir():
+        files = [None if kind == "good" else truth / kind / f"{file.stem}_mask.png" for file, kind, _ in rows]
+        masks, digests = _masks(files, seen)
+    return checked(
+        LabelledData(
+            name=name,
+            fingerprint=digest(_fingerprint(root, rows, seen), digests),
+            labels=np.array([kind != "good" for _, kind, _ in rows], dtype=np.int64),
+            class_names=("normal", "anomalous"),
+            images=Images([file for file, _, _ in rows]),
+            part=_parts([part for _, _, part in rows]),
+            masks=masks,
+            skipped=tuple(skipped),
+        )
+    )
+
+
+def _masks(files: list[Path | None], seen: list[Seen]) -> tuple[Masks, list[str]]:
+    """Check that every defective image has a readable mask of its own size."""
+    wanted = [(file, size) for file, (_, *size) in zip(files, seen, strict=True) if file is not None]
+    missing = [file for file, _ in wanted if not file.is_file()]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(wanted)} masks are missing; the first: {missing[0]}")
+    found, unreadable = inspect([file for file, _ in wanted], [str(file) for file, _ in wanted])
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(wanted)} masks cannot be read; the first: {unreadable[0]}")
+    for (file, size), mask in zip(wanted, found, strict=True):
+        if mask is not None and list(mask[1:]) != size:
+            raise UserError(f"The mask {file} is {mask[1]} x {mask[2]} pixels, its image {size[0]} x {size[1]}.")
+    return Masks(files, [(height, width) for _, height, width in seen]), [mask[0] for mask in found if mask is not None]
+
+
+def _readable(root: Path, rows: list[Any]) -> tuple[list[Any], list[Seen], list[str]]:
+    """Keep the rows (file, ...) whose image can be decoded."""
+    names = [str(row[0].relative_to(root)) for row in rows]
+    seen, skipped = inspect([row[0] for row in rows], names)
+    kept = [(row, image) for row, image in zip(rows, seen, strict=True) if image is not None]
+    return [row for row, _ in kept], [image for _, image in kept], skipped
+
+
+def _fingerprint(root: Path, rows: list[Any], seen: list[Seen]) -> str:
+    """Return the digest of the files' names below the root, their bytes, labels and parts."""
+    return digest(
+        *(
+            part
+            for (file, *rest), image in zip(rows, seen, strict=True)
+            for part in (file.relative_to(root).as_posix(), image[0], *rest)
+        )
+    )
+
+
+def _parts(parts: list[Any]) -> NDArray[np.str_] | None:
+    import numpy as np
+
+    return None if None in parts else np.array(parts, dtype=np.str_)
+
+
+def from_npz(path: Path, name: str) -> LabelledData:
+    """Read an `.npz` with `features` (or `X`) and `labels` (or `y`), and perhaps `class_names` and `part`.
+
+    With `class_names` the labels are indices into them; without, they may be any numbers or texts.
+
+    Raises:
+        UserError: no such arrays, Python objects in them, or contents that `LabelledData` does not allow.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+    except Exception as error:  # zipfile and zlib have errors of their own for damaged archives
+        raise UserError(f"{path} is damaged: {error}") from error
+    features = _one_of(arrays, ("features", "X"), path)
+    labels = _one_of(arrays, ("labels", "y"), path)
+    if labels.ndim != 1:
+        raise UserError(f"{path}: labels have shape {labels.shape}; they must be (N,).")
+    missing = int(np.isnan(labels).sum()) if labels.dtype.kind == "f" else 0
+    if missing:
+        raise UserError(f"{path}: {missing} of {len(labels)} labels are missing (NaN).")
+    class_names = tuple(str(n) for n in arrays["class_names"].ravel()) if "class_names" in arrays else None
+    if class_names is None:
+        labels, class_names = encode(labels.tolist())
+    return checked(
+        LabelledData(
+            name=name,
+            fingerprint="",
+            labels=labels,
+            class_names=class_names,
+            features=features,
+            part=arrays["part"].astype(np.str_) if "part" in arrays else None,
+        )
+    )
+
+
+def _one_of(arrays: dict[str, NDArray[Any]], names: tuple[str, str], path: Path) -> NDArray[Any]:
+    for name in names:
+        if name in arrays:
+            return arrays[name]
+    raise UserError(f"{path} holds no array {names[0]!r} (or {names[1]!r}); it holds: {', '.join(arrays) or 'none'}.")
+
+
+def from_function(name: str) -> LabelledData:
+    """Call `package.module:function`, which returns LabelledData, or images or features with labels.
+
+    Images are uint8 (N, H, W), (N, H, W, 3) or a sequence of (H, W, 3); features are floats (N, D) or (N, L, D). The
+    current folder is searched for the module, too.
+
+    Raises:
+        UserError: no such module or function, an exception in it, or another result.
+    """
+    function = _imported(name)
+    try:
+        result = function()
+    except Exception as error:
+        raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
+    if isinstance(result, LabelledData):
+        return checked(dataclasses.replace(result, name=name))
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise UserError(
+            f"{name} returned {type(result).__name__}; allowed: LabelledData, or a pair (images or features, labels)."
+        )
+    return _from_pair(name, *result)
+
+
+def _imported(name: str) -> Callable[[], object]:
+    module_name, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"{name}: module {module_name!r} cannot be imported ({type(error).__name__}: {error})."
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        raise unknown_name(f"function in {module_name}", attribute, (n for n in dir(module) if not n.startswith("_")))
+    return function
+
+
+def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
+    import numpy as np
+
+    images: Any = None
+    features = None
+    array = (
+        examples
+        if isinstance(examples, list) and np.ndim(examples[0] if examples else 0) == 3
+        else np.asarray(examples)
+    )
+    if isinstance(array, list):
+        images = array
+    elif array.dtype == np.uint8 and array.ndim in (3, 4):
+        images = Pixels(array)
+    else:
+        features = array
+    codes, class_names = encode(np.asarray(labels).tolist())
+    return checked(
+        LabelledData(name=name, fingerprint="", labels=codes, class_names=class_names, images=images, features=features)
+    )

@@ -1,0 +1,185 @@
+"""From runs to a leaderboard: means, intervals, paired differences and the verdict. Plain Python, so it loads at once."""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from workingpapers.runs.store import Run
+from workingpapers.tasks.protocol import Metric, Setting
+
+Verdict = Literal["helps", "hurts", "no difference", "needs more seeds"]
+FEWEST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with half the width of its 95 % interval (Student's t); infinite for a single seed."""
+
+    mean: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.mean + self.half
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean of at least one value with its 95 % interval."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Estimate(mean, math.inf)
+    return Estimate(mean, t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+@functools.cache
+def t_quantile(freedom: int, level: float = 0.95) -> float:
+    """Return the t for which a Student variable lies within ±t with probability `level`.
+
+    Bisection on the closed form for whole degrees of freedom (Abramowitz and Stegun, 26.7.3 and 26.7.4): scipy.stats
+    has the same number, but takes longer to import than a command may take to answer.
+    """
+    low, high = 0.0, 1.0
+    while _inside(high, freedom) < level:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _inside(middle, freedom) < level else (low, middle)
+    return high
+
+
+def _inside(t: float, freedom: int) -> float:
+    """Return the probability that a Student variable with whole degrees of freedom lies within ±t."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cos, sin = math.cos(angle), math.sin(angle)
+    odd = freedom % 2
+    term = cos if odd else 1.0
+    total = term if freedom > 1 or not odd else 0.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= (k - 1) / k * cos**2
+        total += term
+    return 2 / math.pi * (angle + sin * total) if odd else sin * total
+
+
+def compare(values: dict[int, float], baseline: dict[int, float], metric: Metric) -> tuple[Estimate | None, Verdict]:
+    """Compare an entry with the baseline over the seeds that both have.
+
+    Args:
+        values: seed to value of the entry.
+        baseline: seed to value of the baseline.
+        metric: its direction and the smallest difference that matters.
+
+    Returns:
+        The mean difference, entry minus baseline, with its interval (None without a common seed), and the verdict:
+        "helps" or "hurts" when the interval leaves out zero, "no difference" when it lies within ± the metric's margin,
+        and "needs more seeds" when it is too wide to tell or fewer than three seeds are there.
+    """
+    common = sorted(values.keys() & baseline.keys())
+    if not common:
+        return None, "needs more seeds"
+    difference = estimate([values[seed] - baseline[seed] for seed in common])
+    if len(common) < FEWEST_SEEDS:
+        return difference, "needs more seeds"
+    if difference.low > 0 or difference.high < 0:
+        return difference, "helps" if (difference.mean > 0) == metric.higher_is_better else "hurts"
+    if max(-difference.low, difference.high) <= metric.margin:
+        return difference, "no difference"
+    return difference, "needs more seeds"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry's line on a leaderboard.
+
+    Attributes:
+        entry: its name; paper: its slug or None.
+        seeds: how many runs are finished.
+        values: metric name to mean and interval; empty if no run finished.
+        difference: to the baseline, in the ranking metric; None for the baseline itself and for failures.
+        verdict: None for the baseline and for failures.
+        best: whether its mean is the best of the board.
+        costs: fit_seconds, predict_seconds, cpu_seconds, peak_memory_mb, peak_gpu_mb, parameters: means over seeds.
+        failures: "status: reason" of each run that failed, without repeats.
+    """
+
+    entry: str
+    paper: str | None
+    seeds: int
+    values: dict[str, Estimate]
+    difference: Estimate | None
+    verdict: Verdict | None
+    best: bool
+    costs: dict[str, float]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The runs of one setting under equal conditions, best first.
+
+    Attributes:
+        setting: whose metrics and baseline are used.
+        metric: the one that ranks.
+        runs: everything that went in.
+        rows: one per entry.
+    """
+
+    setting: Setting
+    metric: Metric
+    runs: tuple[Run, ...]
+    rows: tuple[Row, ...]
+
+
+def leaderboard(runs: Iterable[Run], setting: Setting, metric: str | None = None) -> Leaderboard:
+    """Return the leaderboard of runs that share all conditions.
+
+    Args:
+        runs: of one setting, data set, model and budget.
+        setting: the setting they belong to.
+        metric: what ranks; the setting's first metric if not named.
+    """
+    ranking = setting.metric(metric)
+    found = tuple(runs)
+    by_entry: dict[str, list[Run]] = {}
+    for run in found:
+        by_entry.setdefault(run.entry, []).append(run)
+    base = seed_values(by_entry.get(setting.baseline, []), ranking.name)
+    rows = [_row(name, group, base, setting, ranking) for name, group in by_entry.items()]
+    sign = -1 if ranking.higher_is_better else 1
+    rows.sort(key=lambda row: (not row.values, sign * row.values[ranking.name].mean if row.values else 0, row.entry))
+    best = [row.entry for row in rows[:1] if row.values]
+    ranked = tuple(Row(**vars(row) | {"best": row.entry in best}) for row in rows)
+    return Leaderboard(setting, ranking, found, ranked)
+
+
+def seed_values(runs: Iterable[Run], metric: str) -> dict[int, float]:
+    """Return seed to value of the runs that finished."""
+    return {run.seed: run.metrics[metric] for run in runs if run.status == "ok"}
+
+
+def _row(name: str, runs: list[Run], base: dict[int, float], setting: Setting, ranking: Metric) -> Row:
+    done = [run for run in runs if run.status == "ok"]
+    difference, verdict = None, None
+    if done and name != setting.baseline:
+        difference, verdict = compare(seed_values(done, ranking.name), base, ranking)
+    return Row(
+        entry=name,
+        paper=runs[0].paper,
+        seeds=len(done),
+        values={m.name: estimate([run.metrics[m.name] for run in done]) for m in setting.metrics} if done else {},
+        difference=difference,
+        verdict=verdict,
+        best=False,
+        costs={cost: statistics.fmean(run.measured[cost] for run in done) for cost in done[0].measured} if done else {},
+        failures=tuple(dict.fromkeys(f"{run.status}: {run.error}" for run in runs if run.status != "ok")),
+    )

@@ -1,0 +1,181 @@
+"""What happens inside a run's process: the entry fits, the task scores, and everything else is measured here."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from workingpapers.errors import UserError
+from workingpapers.tasks.protocol import Conditions, Context, Prepared, load_task
+
+# Fitted attributes in which scikit-learn keeps what a model learned; what it merely remembers (kNN) doesn't count.
+_LEARNED = ("coef_", "coefs_", "intercept_", "intercepts_", "centroids_", "theta_", "var_", "means_", "components_")
+
+
+def prepare(conditions: Conditions, entries: tuple[str, ...]) -> Prepared:
+    """Compute and cache what the runs of a leaderboard share; return the fingerprints of data and model."""
+    task = load_task(conditions.task)
+    setting = task.setting(conditions.setting)
+    return setting.prepare(conditions, [task.entries[name] for name in entries])
+
+
+def execute(conditions: Conditions, entry_name: str, seed: int, threads: int) -> dict[str, Any]:
+    """Run one entry on one seed.
+
+    Args:
+        conditions: what all compared entries share.
+        entry_name: an entry of the task.
+        seed: of everything random.
+        threads: that the numerical libraries may use; results may depend on it in the last digits.
+
+    Returns:
+        metrics, measured and curves, as a `Run` holds them, with versions and hardware.
+
+    Raises:
+        UserError: a metric that is missing or not finite; and whatever the entry raises.
+    """
+    import threadpoolctl
+    import torch
+
+    torch.set_num_threads(threads)
+    task = load_task(conditions.task)
+    setting, entry = task.setting(conditions.setting), task.entries[entry_name]
+    budget = setting.budgets[conditions.budget]
+    context = Context(seed=seed, budget=budget)
+    timer = _Timer()
+
+    def fit(train: Any) -> Any:
+        with timer:
+            predictor = entry.fit(train, context)
+        timer.parameters = max(timer.parameters, count_parameters(predictor))
+        return predictor
+
+    with threadpoolctl.threadpool_limits(threads):
+        problem = setting.load(conditions, entry, seed)
+        start = time.perf_counter()
+        found = setting.measure(fit, problem, context)
+        total = time.perf_counter() - start
+    return {
+        "metrics": _checked(found, [metric.name for metric in setting.metrics]),
+        "measured": {
+            "fit_seconds": timer.wall,
+            "cpu_seconds": timer.cpu,
+            "predict_seconds": max(0.0, total - timer.wall),
+            "peak_memory_mb": peak_memory_mb(),
+            "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0,
+            "parameters": float(timer.parameters),
+        },
+        "curves": context.curves,
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+class _Timer:
+    """Adds up the wall and CPU seconds of what runs inside it."""
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+        self.parameters = 0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.wall += time.perf_counter() - self._start[0]
+        self.cpu += time.process_time() - self._start[1]
+
+
+def _checked(found: dict[str, float], expected: list[str]) -> dict[str, float]:
+    """Return the metrics as plain floats.
+
+    Raises:
+        UserError: one is missing, unknown or not finite.
+    """
+    if sorted(found) != sorted(expected):
+        raise UserError(f"The task measured {sorted(found)}; its metrics are {sorted(expected)}.")
+    metrics = {name: float(found[name]) for name in expected}
+    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(f"Not a finite number: {', '.join(bad)}.")
+    return metrics
+
+
+def count_parameters(model: Any) -> int:
+    """Return how many numbers a fitted model learned: trainable tensor elements and scikit-learn's learned arrays.
+
+    Modules and estimators inside a model (pipelines, wrappers, tuples of models) are counted once each.
+    """
+    return _count(model, set())
+
+
+def _count(model: Any, seen: set[int]) -> int:
+    import numpy as np
+    from sklearn.base import BaseEstimator
+    from torch import nn
+
+    if id(model) in seen:
+        return 0
+    seen.add(id(model))
+    if isinstance(model, nn.Module):
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if isinstance(model, (list, tuple)):
+        return sum(_count(part, seen) for part in model)
+    if isinstance(model, functools.partial):
+        return _count([model.func, *model.args, *model.keywords.values()], seen)
+    if hasattr(model, "__closure__"):
+        return sum(_count(cell.cell_contents, seen) for cell in model.__closure__ or ())
+    if hasattr(model, "__self__"):
+        return _count(model.__self__, seen)
+    if not isinstance(model, BaseEstimator) and not hasattr(model, "__dict__"):
+        return 0
+    inside = vars(model)
+    learned: Iterable[Any] = (inside[name] for name in _LEARNED if name in inside)
+    own = sum(np.size(a) for array in learned for a in (array if isinstance(array, list) else [array]))
+    parts = (v for v in inside.values() if isinstance(v, (nn.Module, BaseEstimator, list, tuple)))
+    return own + sum(_count(part, seen) for part in parts)
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory this process has held, in MiB: its peak resident set."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on."""
+    libraries = ("workingpapers", "torch", "numpy", "scipy", "scikit-learn", "transformers")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
+
+
+@functools.cache
+def hardware() -> dict[str, Any]:
+    """Return what this machine is: processor, cores, memory in GiB and accelerator."""
+    import psutil
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
