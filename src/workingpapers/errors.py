@@ -22,17 +22,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
         known: every valid name.
         hint: a last sentence, for example the command that lists the valid names.
     """
+    return UserError(f"Unknown {kind} {name!r}. {nearest(name, known)} {hint}".strip())
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a sentence with the valid names nearest to one that isn't, or with all of them if none is near."""
     import difflib
 
     names = sorted(known)
-    nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    if nearest:
-        advice = f"Did you mean {' or '.join(repr(n) for n in nearest)}?"
-    elif len(names) <= 12:
-        advice = f"Known: {', '.join(names) or 'none'}."
-    else:
-        advice = f"Known: {', '.join(names[:8])}, ... ({len(names)} in all)."
-    return UserError(f"Unknown {kind} {name!r}. {advice} {hint}".strip())
+    alike = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if alike:
+        return f"Did you mean {' or '.join(repr(n) for n in alike)}?"
+    if len(names) <= 12:
+        return f"Known: {', '.join(names) or 'none'}."
+    return f"Known: {', '.join(names[:8])}, ... ({len(names)} in all)."
 
 
 def import_object(kind: str, path: str) -> Any:

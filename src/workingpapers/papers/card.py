@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 import tomllib
+import typing
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from msgspec import Meta, Struct, ValidationError, convert
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, nearest
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-ImportPath = Annotated[str, StringConstraints(pattern=r"^workingpapers(\.\w+)+:\w+$")]
+Slug = Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
+Text = Annotated[str, Meta(pattern=r"\S")]
+ImportPath = Annotated[str, Meta(pattern=r"^workingpapers(\.\w+)+:\w+$")]
 Expectation = Literal["helps", "hurts", "no difference", "not worse"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Reported(_Strict):
+class Reported(Struct, frozen=True, forbid_unknown_fields=True):
     """A number that the paper reports, beside that of what it is compared with.
 
     Attributes:
@@ -37,7 +34,7 @@ class Reported(_Strict):
     unit: str = ""
 
 
-class Check(_Strict):
+class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a claim is measured again here: two entries of a task, paired over seeds.
 
     Attributes:
@@ -59,7 +56,7 @@ class Check(_Strict):
     versus: Slug | None = None
 
 
-class Claim(_Strict):
+class Claim(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One thing that a paper says it achieves.
 
     Attributes:
@@ -84,14 +81,12 @@ class Claim(_Strict):
     check: Check | None = None
     untestable: Text | None = None
 
-    @model_validator(mode="after")
-    def _checked_or_said_why_not(self) -> Self:
+    def __post_init__(self) -> None:
         if (self.check is None) == (self.untestable is None):
             raise ValueError(f"claim {self.id!r} needs either a check or the reason why it is untestable, not both")
-        return self
 
 
-class Card(_Strict):
+class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A paper: what it is, what it claims, and how its method is used.
 
     Attributes:
@@ -113,11 +108,11 @@ class Card(_Strict):
 
     slug: Slug
     title: Text
-    arxiv: Annotated[str, StringConstraints(pattern=r"^\d{4}\.\d{4,5}$")]
-    year: Annotated[int, Field(ge=1990, le=2100)]
+    arxiv: Annotated[str, Meta(pattern=r"^\d{4}\.\d{4,5}$")]
+    year: Annotated[int, Meta(ge=1990, le=2100)]
     venue: Text
-    code: Annotated[str, StringConstraints(pattern=r"^https://\S+$")] | None = None
-    topics: Annotated[tuple[Slug, ...], Field(min_length=1)]
+    code: Annotated[str, Meta(pattern=r"^https://\S+$")] | None = None
+    topics: Annotated[tuple[Slug, ...], Meta(min_length=1)]
     task: Slug | None = None
     door: Text
     method: ImportPath | None = None
@@ -126,14 +121,12 @@ class Card(_Strict):
     notes: tuple[Text, ...] = ()
     claims: tuple[Claim, ...] = ()
 
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def __post_init__(self) -> None:
         ids = [claim.id for claim in self.claims]
         if len(ids) != len(set(ids)):
             raise ValueError(f"claims need distinct ids; got {ids}")
         if (self.method is None) != (self.usage is None):
             raise ValueError("method and usage go together: name both or neither")
-        return self
 
 
 def read_card(path: Path) -> Card:
@@ -143,21 +136,34 @@ def read_card(path: Path) -> Card:
         UserError: the file is not TOML or does not fit the schema; the message names card, field and what is allowed.
     """
     try:
-        card = Card.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        card = convert(tomllib.loads(path.read_text(encoding="utf-8")), Card)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"Card {path.name} is not valid TOML: {error}") from error
     except ValidationError as error:
-        raise UserError(f"Card {path.name} does not fit:\n" + "\n".join(_problems(error))) from error
+        raise UserError(f"Card {path.name}: {_explained(str(error))}") from error
     if card.slug != path.stem:
         raise UserError(f"Card {path.name}: slug: is {card.slug!r}; it must equal the file's name, {path.stem!r}")
     return card
 
 
-def _problems(error: ValidationError) -> list[str]:
-    """Return one line per problem: field, what is wrong, and what was given."""
-    lines = []
-    for problem in error.errors():
-        field = re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in problem["loc"])) or "the card"
-        given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
-        lines.append(f"  {field}: {problem['msg']}{given}")
-    return lines
+def _explained(problem: str) -> str:
+    """Return msgspec's message as "field: what is wrong", with the allowed or the nearest values."""
+    message, _, place = problem.partition(" - at `$")
+    names = re.findall(r"\w+", re.sub(r"\[\.*\d*\]", "", place.rstrip("`")))
+    kind: typing.Any = Card
+    for name in names:
+        kind = _inner(typing.get_type_hints(kind)[name])
+    field = place.rstrip("`").lstrip(".") or "the card"
+    unknown = re.search(r"unknown field `(.+)`", message)
+    if unknown:
+        message += f". {nearest(unknown[1], kind.__struct_fields__)}"
+    if typing.get_origin(kind) is Literal:
+        message += f"; allowed: {', '.join(repr(value) for value in typing.get_args(kind))}"
+    return f"{field}: {message}"
+
+
+def _inner(kind: typing.Any) -> typing.Any:
+    """Return the type inside `X | None` and `tuple[X, ...]`."""
+    if typing.get_origin(kind) is Literal or not typing.get_args(kind):
+        return kind
+    return _inner(typing.get_args(kind)[0])

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from msgspec import Struct, convert
 
 from workingpapers.errors import unknown_name
 
 
-class Topic(BaseModel):
+class Topic(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A place on the map.
 
     Attributes:
@@ -30,8 +30,6 @@ class Topic(BaseModel):
         external: libraries and models outside this project that belong here.
         after_survey: whether the topic is ours and not the survey's.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     title: str
@@ -46,7 +44,7 @@ class Topic(BaseModel):
 def load_topics() -> Mapping[str, Topic]:
     """Return every topic by id, in the order of the file: parents before children."""
     table = tomllib.loads(Path(__file__).with_name("topics.toml").read_text(encoding="utf-8"))
-    return MappingProxyType({entry["id"]: Topic.model_validate(entry) for entry in table["topic"]})
+    return MappingProxyType({entry["id"]: convert(entry, Topic) for entry in table["topic"]})
 
 
 def topic(name: str) -> Topic:

@@ -1,4 +1,4 @@
-"""From runs to a leaderboard: means, intervals, paired differences and the verdict. Plain Python, so it loads at once."""
+"""From runs to a leaderboard: means, intervals, paired differences, the verdict. Plain Python, so it loads at once."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import functools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from workingpapers.runs.store import Run
-from workingpapers.tasks.protocol import Metric, Setting
+from workingpapers.tasks.protocol import Conditions, Metric, Setting, load_task
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Verdict = Literal["helps", "hurts", "no difference", "needs more seeds"]
 FEWEST_SEEDS = 3
@@ -128,38 +131,75 @@ class Leaderboard:
     """The runs of one setting under equal conditions, best first.
 
     Attributes:
+        conditions: what all runs share.
         setting: whose metrics and baseline are used.
         metric: the one that ranks.
-        runs: everything that went in.
+        runs: everything that went in: the latest run of each entry and seed.
         rows: one per entry.
     """
 
+    conditions: Conditions
     setting: Setting
     metric: Metric
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
 
+    def to_frame(self) -> DataFrame:
+        """Return one row per entry: means, half widths of the 95 % intervals, difference, verdict and costs."""
+        import pandas as pd
 
-def leaderboard(runs: Iterable[Run], setting: Setting, metric: str | None = None) -> Leaderboard:
-    """Return the leaderboard of runs that share all conditions.
+        records = []
+        for row in self.rows:
+            record: dict[str, object] = {"entry": row.entry, "paper": row.paper, "seeds": row.seeds}
+            for name, value in row.values.items():
+                record |= {name: value.mean, f"{name} ±": value.half}
+            if row.difference:
+                record |= {"difference": row.difference.mean, "difference ±": row.difference.half}
+            records.append(record | {"verdict": row.verdict} | row.costs | {"failures": "; ".join(row.failures)})
+        return pd.DataFrame(records).set_index("entry")
+
+    def _repr_html_(self) -> str:
+        return str(self.to_frame().to_html(float_format="{:.3g}".format))
+
+
+def leaderboard(runs: Iterable[Run], conditions: Conditions, metric: str | None = None) -> Leaderboard:
+    """Return the leaderboard of runs under given conditions.
 
     Args:
-        runs: of one setting, data set, model and budget.
-        setting: the setting they belong to.
+        runs: of those conditions; of several runs of one entry and seed the latest counts.
+        conditions: what they share.
         metric: what ranks; the setting's first metric if not named.
+
+    Raises:
+        UserError: the setting has no such metric.
     """
+    setting = load_task(conditions.task).setting(conditions.setting)
     ranking = setting.metric(metric)
-    found = tuple(runs)
+    latest = {(run.entry, run.seed): run for run in sorted(runs, key=lambda run: run.finished)}
     by_entry: dict[str, list[Run]] = {}
-    for run in found:
+    for run in latest.values():
         by_entry.setdefault(run.entry, []).append(run)
     base = seed_values(by_entry.get(setting.baseline, []), ranking.name)
     rows = [_row(name, group, base, setting, ranking) for name, group in by_entry.items()]
     sign = -1 if ranking.higher_is_better else 1
     rows.sort(key=lambda row: (not row.values, sign * row.values[ranking.name].mean if row.values else 0, row.entry))
-    best = [row.entry for row in rows[:1] if row.values]
-    ranked = tuple(Row(**vars(row) | {"best": row.entry in best}) for row in rows)
-    return Leaderboard(setting, ranking, found, ranked)
+    ranked = tuple(replace(row, best=index == 0 and bool(row.values)) for index, row in enumerate(rows))
+    return Leaderboard(conditions, setting, ranking, tuple(latest.values()), ranked)
+
+
+def leaderboards(runs: Iterable[Run]) -> list[Leaderboard]:
+    """Group any runs by their conditions and return a leaderboard of each, the most recent first.
+
+    Where a name stood for different data or another model at different times, only the latest meaning is shown.
+    """
+    groups: dict[Conditions, dict[tuple[str, str], list[Run]]] = {}
+    for run in runs:
+        conditions = Conditions(run.task, run.setting, run.data, run.model, run.budget, run.settings["label"])
+        meaning = run.data_fingerprint, run.model_fingerprint
+        groups.setdefault(conditions, {}).setdefault(meaning, []).append(run)
+    newest = {c: max(meanings.values(), key=lambda group: group[-1].finished) for c, meanings in groups.items()}
+    boards = [leaderboard(group, conditions) for conditions, group in newest.items()]
+    return sorted(boards, key=lambda board: board.runs[-1].finished, reverse=True)
 
 
 def seed_values(runs: Iterable[Run], metric: str) -> dict[int, float]:

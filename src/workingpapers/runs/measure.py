@@ -70,7 +70,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int) ->
             "cpu_seconds": timer.cpu,
             "predict_seconds": max(0.0, total - timer.wall),
             "peak_memory_mb": peak_memory_mb(),
-            "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0.0,
+            "peak_gpu_mb": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0,
             "parameters": float(timer.parameters),
         },
         "curves": context.curves,

@@ -139,6 +139,9 @@ def _child(sender: Connection, function: Callable[..., Any], args: tuple[Any, ..
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     sender.send(guarded(function, *args))
     sender.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # nothing is left to do, and taking down the imported libraries one by one takes longer than a run may
 
 
 def _exit_with_parent() -> None:

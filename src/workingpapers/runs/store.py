@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from workingpapers.errors import UserError
 
 SCHEMA_VERSION = 1
+Budget = Literal["quick", "full"]
 
 _FIELDS = {
     "key": "TEXT PRIMARY KEY",
@@ -69,7 +70,7 @@ class Run:
         measured: what the runner measured: fit_seconds, predict_seconds, cpu_seconds, peak_memory_mb, peak_gpu_mb,
             parameters.
         curves: learning curves that the entry logged: name to (x, y) pairs.
-        settings: budget and threads in full.
+        settings: label column, threads, and the budget in full.
         versions: of Python and the libraries; hardware: of the machine.
         finished: UTC time, ISO 8601.
     """
@@ -81,7 +82,7 @@ class Run:
     data_fingerprint: str
     model: str
     model_fingerprint: str
-    budget: str
+    budget: Budget
     entry: str
     paper: str | None
     seed: int

@@ -1,0 +1,347 @@
+"""The front door: `papers ...`. Every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workingpapers import __version__
+from workingpapers.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from workingpapers.runs.execute import Progress
+
+
+class _Papers(click.Group):
+    """Turns what users can mend into one line and exit code 2; `--debug` shows the traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"papers: {error}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\npapers: interrupted. What finished is kept; the same command goes on from there.", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:
+            sys.stderr.close()  # `papers list | head`: the reader has seen enough
+            ctx.exit(0)
+
+
+@click.group(
+    cls=_Papers,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start here:  papers search 'linear probe'  ·  papers show moment-probing  ·  papers try probe",
+)
+@click.version_option(__version__, prog_name="papers")
+@click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
+def main(debug: bool) -> None:
+    """Papers on large pre-trained models, and whether they help on your model and data."""
+
+
+def _store_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    text = "Where runs are kept: a file, or a SQLAlchemy URL. [default: $WORKINGPAPERS_STORE or the user's data folder]"
+    return click.option("--store", metavar="URL", help=text)(command)
+
+
+def _split(value: str | None) -> list[str] | None:
+    return None if value is None else [name.strip() for name in value.split(",") if name.strip()]
+
+
+@main.command("list", epilog="Example:  papers list --task probe --status measured")
+@click.option("--task", help="Papers measured in this task.")
+@click.option("--topic", help="Papers of this topic and all topics below it (`papers topics`).")
+@click.option("--year", type=int, help="Papers first published in this year.")
+@click.option(
+    "--status",
+    type=click.Choice(["card", "method", "entry", "measured"]),
+    help="How far a paper has come: only described, has a method, takes part in a task, has a verdict.",
+)
+@_store_option
+def list_(task: str | None, topic: str | None, year: int | None, status: str | None, store: str | None) -> None:
+    """List the papers of the catalogue."""
+    from workingpapers import terminal
+    from workingpapers.papers.catalogue import select
+    from workingpapers.runs import claims
+    from workingpapers.runs.store import Store
+
+    runs = Store(store).runs()
+    shown = terminal.table("slug", "year", "task", "status", "title")
+    number = 0
+    for card in select(task=task, topic=topic, year=year):
+        state = claims.status(card, claims.findings(card, runs))
+        if status in (None, state):
+            shown.add_row(card.slug, str(card.year), card.task or "", state, card.title)
+            number += 1
+    terminal.console.print(shown)
+    terminal.say(f"{number} paper{'' if number == 1 else 's'}")
+
+
+@main.command(epilog="Example:  papers search 'few labels frozen features'")
+@click.argument("query", nargs=-1, required=True)
+@click.option("--limit", default=10, show_default=True, type=click.IntRange(1), help="Most papers to show.")
+def search(query: tuple[str, ...], limit: int) -> None:
+    """Find papers by words; typos are forgiven."""
+    from workingpapers import terminal
+    from workingpapers.papers.catalogue import load_catalogue
+    from workingpapers.papers.search import search as find
+
+    hits = find(" ".join(query), load_catalogue().values())
+    if not hits:
+        terminal.say(f"No paper matches {' '.join(query)!r}.")
+        return
+    shown = terminal.table("slug", "year", "task", "title")
+    for hit in hits[:limit]:
+        shown.add_row(hit.card.slug, str(hit.card.year), hit.card.task or "", hit.card.title)
+    terminal.console.print(shown)
+    if len(hits) > limit:
+        terminal.say(f"{limit} of {len(hits)} papers; --limit shows more")
+
+
+@main.command(epilog="Example:  papers show moment-probing")
+@click.argument("slug")
+@_store_option
+def show(slug: str, store: str | None) -> None:
+    """Show a paper: summary, how to use its method, claims reported beside measured."""
+    from workingpapers import terminal
+    from workingpapers.papers.catalogue import paper
+    from workingpapers.runs import claims
+    from workingpapers.runs.store import Store
+
+    card = paper(slug)
+    found = claims.findings(card, Store(store).runs())
+    terminal.console.print(terminal.show_card(card, found, claims.status(card, found)))
+
+
+@main.command(epilog="Example:  papers topics feature-transfer")
+@click.argument("topic", default="pre-trained-models")
+def topics(topic: str) -> None:
+    """Show the topic tree, or the part below a TOPIC, with the number of papers."""
+    from workingpapers import terminal
+    from workingpapers.papers.catalogue import select
+    from workingpapers.papers.topics import load_topics, path, walk
+
+    shown = terminal.table("topic", "papers", "gist", right=["papers"])
+    above = len(path(topic))
+    for name in walk(topic):
+        indent = "  " * (len(path(name)) - above)
+        shown.add_row(indent + name, str(len(select(topic=name))), load_topics()[name].gist)
+    terminal.console.print(shown)
+
+
+@main.command()
+def tasks() -> None:
+    """List the tasks and their settings."""
+    from workingpapers import terminal
+    from workingpapers.tasks.protocol import all_tasks
+
+    shown = terminal.table("task", "setting", "measures", "baseline", "data", "entries", right=["entries"])
+    for task in all_tasks():
+        for setting in task.settings.values():
+            entries = task.select(setting.name)
+            shown.add_row(task.name, setting.name, setting.title, setting.baseline, setting.data, str(len(entries)))
+    terminal.console.print(shown)
+
+
+@main.command(epilog="Example:  papers entries probe")
+@click.argument("task")
+def entries(task: str) -> None:
+    """List the entries of a TASK: its baselines and its papers' methods."""
+    from workingpapers import terminal
+    from workingpapers.tasks.protocol import load_task
+
+    shown = terminal.table("entry", "paper", "settings", "what it does")
+    for entry in load_task(task).entries.values():
+        shown.add_row(entry.name, entry.paper or "(baseline)", ", ".join(entry.settings), entry.about)
+    terminal.console.print(shown)
+
+
+@main.command()
+def data() -> None:
+    """List the data sets known by name; paths of your own work wherever a name does."""
+    from workingpapers.data.datasets import DATASETS
+
+    _print_infos(DATASETS)
+
+
+@main.command()
+def models() -> None:
+    """List the models known by name; transformers and timm names and paths work too."""
+    from workingpapers.data.models import MODELS
+
+    _print_infos(MODELS)
+
+
+def _print_infos(infos: Any) -> None:
+    from workingpapers import terminal
+
+    shown = terminal.table("name", "here", "size", "licence", "source", "what it is")
+    for info in infos.values():
+        shown.add_row(info.name, "yes" if info.here() else "no", info.size, info.licence, info.source, info.title)
+    terminal.console.print(shown)
+
+
+def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that `try` and `reproduce` share."""
+    options: list[Callable[..., Any]] = [
+        click.option("--seeds", default=5, show_default=True, help="Seeds; three or more give a verdict."),
+        click.option("--budget", type=click.Choice(["quick", "full"]), default="quick", show_default=True),
+        click.option("--workers", default=1, show_default=True, help="Runs at a time; more than 1 disturbs timings."),
+        click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, local."),
+        click.option("--timeout", type=float, metavar="S", help="Seconds that one run may take."),
+        click.option("--threads", default=1, show_default=True, help="Threads of the numerical libraries per run."),
+        _store_option,
+        click.option("--force", is_flag=True, help="Repeat runs that the store has already."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@main.command(
+    "try",
+    epilog="""\b
+Examples:
+  papers try probe
+  papers try probe --data ./photos --model google/vit-base-patch16-224 --entries moment-probing,knn
+  papers try anomaly --data ./my-mvtec-folder --seeds 3
+  papers try probe --setting label-efficiency --budget full""",
+)
+@click.argument("task")
+@click.option("--data", help="A data set by name (`papers data`), a path, or package.module:function.")
+@click.option("--label", default="label", show_default=True, help="The label column of a CSV or Parquet table.")
+@click.option("--model", help="A model by name (`papers models`), a path, or package.module:function.")
+@click.option("--setting", default="standard", show_default=True, help="A regime of the task (`papers tasks`).")
+@click.option("--entries", metavar="A,B", help="Entries to run (`papers entries TASK`); the baseline always runs too.")
+@_run_options
+def try_(task: str, entries: str | None, **options: Any) -> None:
+    """Measure which methods help on your data: run the entries of a TASK and print the leaderboard.
+
+    Finished runs are kept at once; the same command again runs only what is missing or has failed.
+    """
+    from workingpapers import terminal
+    from workingpapers.runs.execute import try_ as run
+
+    with _Live() as live:
+        board = run(task, entries=_split(entries), listen=live.update, **options)
+    terminal.console.print(terminal.describe(board), style="bold")
+    terminal.console.print(terminal.show_leaderboard(board))
+    _fail_if_nothing(board.rows)
+
+
+def _fail_if_nothing(rows: Any) -> None:
+    """Exit with code 1 if no run of a leaderboard finished."""
+    if not any(row.values for row in rows):
+        sys.exit(1)
+
+
+class _Live:
+    """Shows progress: a table that grows on a terminal, a line per run elsewhere."""
+
+    def __enter__(self) -> _Live:
+        from rich.live import Live
+
+        from workingpapers import terminal
+
+        self._terminal = terminal
+        self._seen: set[str] | None = None
+        self._remarks: set[str] = set()
+        self._live = Live(console=terminal.errors, transient=True, refresh_per_second=4)
+        if terminal.errors.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Take in a change."""
+        for remark in set(progress.remarks) - self._remarks:
+            self._terminal.say(remark)
+        self._remarks.update(progress.remarks)
+        if self._terminal.errors.is_terminal:
+            self._live.update(self._terminal.show_progress(progress))
+            return
+        if self._seen is None:  # runs of earlier commands are counted, not told again
+            self._seen = {run.key for run in progress.runs}
+            self._terminal.say(f"{len(self._seen)} of {progress.total} runs are in the store already")
+        for run in progress.runs:
+            if run.key not in self._seen:
+                self._seen.add(run.key)
+                result = f"{run.measured['fit_seconds']:.1f} s" if run.status == "ok" else f"{run.status}: {run.error}"
+                self._terminal.say(f"{len(self._seen)}/{progress.total} {run.entry}, seed {run.seed}: {result}")
+
+
+@main.command(epilog="Example:  papers leaderboard probe --setting label-efficiency")
+@click.argument("task")
+@click.option("--setting", help="Only this setting.")
+@click.option("--data", help="Only this data set.")
+@click.option("--metric", help="Rank by this metric.")
+@_store_option
+def leaderboard(task: str, setting: str | None, data: str | None, metric: str | None, store: str | None) -> None:
+    """Print the leaderboards of a TASK from the runs in the store."""
+    from workingpapers import terminal
+    from workingpapers.runs.leaderboard import leaderboard as rank
+    from workingpapers.runs.leaderboard import leaderboards
+    from workingpapers.runs.store import Store
+    from workingpapers.tasks.protocol import load_task
+
+    if setting is not None:
+        load_task(task).setting(setting)
+    chosen = {"task": load_task(task).name if ":" not in task else task}
+    chosen |= {name: value for name, value in (("setting", setting), ("data", data)) if value}
+    boards = leaderboards(Store(store).runs(**chosen))
+    if not boards:
+        raise UserError(f"No runs of {' '.join(chosen.values())} in the store yet. `papers try {task}` makes them.")
+    for board in boards:
+        ranked = rank(board.runs, board.conditions, metric) if metric else board
+        terminal.console.print(terminal.describe(ranked), style="bold")
+        terminal.console.print(terminal.show_leaderboard(ranked))
+        terminal.console.print()
+
+
+@main.command(epilog="Example:  papers reproduce moment-probing gaussian-ad --seeds 3")
+@click.argument("slugs", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every paper that takes part in a task.")
+@click.option("--data", help="Measure on this data set instead of the ones that the cards name.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table with date and hardware.")
+@_run_options
+def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdown: bool, **options: Any) -> None:
+    """Measure the claims of papers: run what is missing, then print reported beside measured."""
+    from workingpapers import terminal
+    from workingpapers.papers.catalogue import load_catalogue, paper
+    from workingpapers.runs.reproduce import markdown_table
+    from workingpapers.runs.reproduce import reproduce as run
+
+    if everything == bool(slugs):
+        raise UserError("Name one or more papers, or --all: `papers reproduce moment-probing`.")
+    cards = list(load_catalogue().values()) if everything else [paper(slug) for slug in slugs]
+    with _Live() as live:
+        found = run(cards, data=data, only_entered=everything, listen=live.update, **options)
+    if markdown:
+        click.echo(markdown_table(found))
+        return
+    for card, findings in found:
+        terminal.console.print(terminal.show_findings(findings, card.slug))
+
+
+@main.command(epilog="Example:  papers report -o report && open report/index.html")
+@click.option("-o", "--output", default="report", show_default=True, help="Folder to write; made if it isn't there.")
+@_store_option
+def report(output: str, store: str | None) -> None:
+    """Write a static HTML site of all runs: leaderboards, plots, papers."""
+    from pathlib import Path
+
+    from workingpapers import terminal
+    from workingpapers.runs.report import write_report
+    from workingpapers.runs.store import Store
+
+    index = write_report(Path(output), Store(store))
+    terminal.say(f"Wrote {index}")

@@ -1,0 +1,136 @@
+"""Reported beside measured: what became of each claim, and what a paper's status follows from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from workingpapers.errors import UserError
+from workingpapers.papers.card import Card, Check, Claim, Expectation
+from workingpapers.runs.leaderboard import Estimate, Leaderboard, Verdict, compare, leaderboards, seed_values
+from workingpapers.runs.store import Run
+from workingpapers.tasks.protocol import Metric, Setting, load_task, task_names
+
+Standing = Literal["reproduced", "not reproduced", "needs more seeds", "not run", "no entry yet", "not testable"]
+Status = Literal["card", "method", "entry", "measured"]
+
+_MEETS: dict[Expectation, tuple[Verdict, ...]] = {
+    "helps": ("helps",),
+    "hurts": ("hurts",),
+    "no difference": ("no difference",),
+    "not worse": ("helps", "no difference"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim beside what was measured.
+
+    Attributes:
+        claim: as the card states it.
+        standing: what became of it.
+        verdict: of the entry against what it is compared with; None without runs.
+        difference: entry minus the other, with its interval; None without runs.
+        entry, versus: the two values; None without runs.
+        metric: what was compared; None where there is no entry yet.
+        board: the leaderboard it was read from; None without runs.
+        command: what measures it.
+    """
+
+    claim: Claim
+    standing: Standing
+    verdict: Verdict | None = None
+    difference: Estimate | None = None
+    entry: Estimate | None = None
+    versus: Estimate | None = None
+    metric: Metric | None = None
+    board: Leaderboard | None = None
+    command: str = ""
+
+
+def findings(card: Card, runs: Sequence[Run], *, data: str | None = None) -> list[Finding]:
+    """Return what runs say about each claim of a card.
+
+    Args:
+        card: the paper.
+        runs: of any tasks and conditions.
+        data: look at this data set instead of the ones that the checks name.
+
+    Raises:
+        UserError: a check names a setting, metric or entry that its task does not have.
+    """
+    return [_finding(card, claim, runs, data) for claim in card.claims]
+
+
+def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) -> Finding:
+    check = claim.check
+    if check is None:
+        return Finding(claim, "not testable")
+    setting = _setting(card, check)
+    if setting is None:
+        return Finding(claim, "no entry yet")
+    metric = setting.metric(check.metric)
+    command = command_for(check, setting, data)
+    wanted = check.task, check.setting, data or check.data or setting.data, setting.model
+    versus = check.versus or setting.baseline
+    boards = leaderboards(run for run in runs if (run.task, run.setting, run.data, run.model) == wanted)
+    usable = [board for board in boards if {check.entry, versus} <= {row.entry for row in board.rows if row.values}]
+    if not usable:
+        return Finding(claim, "not run", metric=metric, command=command)
+    board = max(usable, key=lambda board: (board.conditions.budget == "full", len(board.runs)))
+    ours, theirs = (
+        seed_values((run for run in board.runs if run.entry == name), metric.name) for name in (check.entry, versus)
+    )
+    difference, verdict = compare(ours, theirs, metric)
+    standing: Standing = "needs more seeds"
+    if verdict != "needs more seeds":
+        standing = "reproduced" if verdict in _MEETS[check.expect] else "not reproduced"
+    rows = {row.entry: row.values[metric.name] for row in board.rows if row.values}
+    return Finding(
+        claim, standing, verdict, difference, rows[check.entry], rows[versus], metric, board=board, command=command
+    )
+
+
+def _setting(card: Card, check: Check) -> Setting | None:
+    """Return the setting of a check, or None while its task or its entry does not exist.
+
+    Raises:
+        UserError: the task exists, and lacks the setting or what the entry is compared with.
+    """
+    if check.task not in task_names():
+        return None
+    task = load_task(check.task)
+    if check.entry not in task.entries:
+        return None
+    try:
+        setting = task.setting(check.setting)
+        task.select(check.setting, [check.entry, *([check.versus] if check.versus else [])])
+    except UserError as error:
+        raise UserError(f"Card {card.slug}: {error}") from error
+    return setting
+
+
+def command_for(check: Check, setting: Setting, data: str | None = None) -> str:
+    """Return the command that makes the runs of a check."""
+    words = ["papers try", check.task]
+    if check.setting != "standard":
+        words += ["--setting", check.setting]
+    if (data or check.data or setting.data) != setting.data:
+        words += ["--data", data or check.data or setting.data]
+    others = [check.versus] if check.versus and check.versus != setting.baseline else []
+    return " ".join([*words, "--entries", ",".join([check.entry, *others])])
+
+
+def status(card: Card, found: Iterable[Finding]) -> Status:
+    """Return how far a paper has come; it follows from what exists and is never written down.
+
+    "card": only described. "method": its method is here. "entry": it takes part in a task. "measured": at least one
+    claim has a verdict.
+    """
+    standings = {finding.standing for finding in found}
+    if standings & {"reproduced", "not reproduced"}:
+        return "measured"
+    if standings & {"not run", "needs more seeds"}:
+        return "entry"
+    return "method" if card.method else "card"

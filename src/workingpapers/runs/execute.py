@@ -1,0 +1,203 @@
+"""`papers try` as a function: every run that is missing, each in its own process, each saved as soon as it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Literal
+
+from workingpapers import __version__
+from workingpapers.errors import UserError
+from workingpapers.runs import measure
+from workingpapers.runs.leaderboard import Leaderboard, leaderboard
+from workingpapers.runs.process import Executor, LocalExecutor, Outcome, RayExecutor
+from workingpapers.runs.store import Run, Store
+from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where a command stands; given to the listener after every change.
+
+    Attributes:
+        conditions: what is compared.
+        runs: every finished run so far, those of earlier commands included.
+        total: how many there will be.
+        running: "entry, seed n" of what runs now.
+        remarks: what preparing found out, for the user.
+    """
+
+    conditions: Conditions
+    runs: tuple[Run, ...]
+    total: int
+    running: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def try_(
+    task: str,
+    *,
+    data: str | None = None,
+    model: str | None = None,
+    setting: str = "standard",
+    entries: Iterable[str] | None = None,
+    seeds: int = 5,
+    budget: Literal["quick", "full"] = "quick",
+    label: str = "label",
+    workers: int = 1,
+    ray: str | None = None,
+    timeout: float | None = None,
+    threads: int = 1,
+    store: Store | str | None = None,
+    force: bool = False,
+    listen: Callable[[Progress], None] | None = None,
+) -> Leaderboard:
+    """Run the entries of a task on a data set and a model, and return the leaderboard.
+
+    Runs that the store has already are not repeated, but for those that failed; an interrupted call goes on where it
+    stopped. Whatever one run does (an exception, a crash, too much memory, too much time) touches no other.
+
+    Args:
+        task: a task's name, or "package.module:task" of your own.
+        data: a data set by name, path or "package.module:function"; the setting's default if None.
+        model: a pre-trained model by name, path or "package.module:function"; the setting's default if None.
+        setting: a regime of the task.
+        entries: names; all of the setting if None. The baseline always runs too.
+        seeds: how many seeds, at least 1; three or more are needed for a verdict, five make a fair one.
+        budget: "quick" or "full".
+        label: the label column, where the data are a table.
+        workers: runs at a time. Side by side they disturb each other's timing: 1 for comparisons of speed.
+        ray: address of a Ray cluster to run on instead of this machine.
+        timeout: seconds that one run may take.
+        threads: of the numerical libraries, per run. More may be faster and change results in the last digits.
+        store: where runs are kept; `default_store()` if None.
+        force: repeat what the store has already.
+        listen: called with the progress after every change, from one thread at a time.
+
+    Raises:
+        UserError: something given is unknown or cannot be used.
+    """
+    if seeds < 1:
+        raise UserError(f"seeds is {seeds}; it must be at least 1.")
+    if workers < 1 or threads < 1:
+        raise UserError(f"workers is {workers} and threads is {threads}; both must be at least 1.")
+    if timeout is not None and timeout <= 0:
+        raise UserError(f"timeout is {timeout:g} s; it must be above 0.")
+    chosen = load_task(task).setting(setting)
+    if budget not in chosen.budgets:
+        raise UserError(f"Unknown budget {budget!r}. Known: {', '.join(chosen.budgets)}.")
+    conditions = Conditions(task, setting, data or chosen.data, model or chosen.model, budget, label)
+    selected = load_task(task).select(setting, entries)
+    kept = store if isinstance(store, Store) else Store(store)
+    with _Session(conditions, selected, kept, threads, timeout, listen) as session:
+        session.run(seeds, workers, ray, force)
+    return leaderboard(session.runs.values(), conditions)
+
+
+class _Session:
+    """One call of `try_`: what is done, what runs, who listens."""
+
+    def __init__(
+        self,
+        conditions: Conditions,
+        entries: list[Entry],
+        store: Store,
+        threads: int,
+        timeout: float | None,
+        listen: Callable[[Progress], None] | None,
+    ) -> None:
+        self.conditions, self.entries, self.store = conditions, entries, store
+        self.threads, self.timeout, self.listen = threads, timeout, listen
+        self.runs: dict[str, Run] = {}
+        self._running: dict[str, None] = {}
+        self._lock = threading.Lock()
+        self._executor: Executor = LocalExecutor()
+        self._prepared = Prepared("", "")
+        self._total = 0
+
+    def __enter__(self) -> _Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.close()
+
+    def run(self, seeds: int, workers: int, ray: str | None, force: bool) -> None:
+        remote = RayExecutor(ray) if ray else None  # an address that doesn't answer is refused before any work
+        names = tuple(entry.name for entry in self.entries)
+        prepared = self._executor.call(measure.prepare, self.conditions, names)
+        if prepared.status != "ok":
+            raise UserError(prepared.error) if prepared.usage else RuntimeError(prepared.details or prepared.error)
+        self._prepared = prepared.value
+        if remote:
+            self._executor.close()
+            self._executor = remote
+        wanted = {self._key(entry, seed): (entry, seed) for seed in range(seeds) for entry in self.entries}
+        saved = {run.key: run for run in self.store.runs(task=self.conditions.task, setting=self.conditions.setting)}
+        self.runs = {key: saved[key] for key in wanted if key in saved and saved[key].status == "ok" and not force}
+        self._total = len(wanted)
+        self._tell()
+        missing = [(key, *wanted[key]) for key in wanted if key not in self.runs]
+        pool = ThreadPoolExecutor(workers if not ray else max(workers, len(missing)))
+        try:
+            for future in as_completed([pool.submit(self._run_one, *job) for job in missing]):
+                future.result()
+        finally:  # also on Ctrl-C: kill what runs, start nothing more
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._executor.close()
+            pool.shutdown(wait=True)
+
+    def _key(self, entry: Entry, seed: int) -> str:
+        decides = [
+            *dataclasses.astuple(self.conditions),
+            self._prepared.data_fingerprint,
+            self._prepared.model_fingerprint,
+            entry.name,
+            seed,
+            __version__,
+        ]
+        return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+
+    def _run_one(self, key: str, entry: Entry, seed: int) -> None:
+        name = f"{entry.name}, seed {seed}"
+        with self._lock:
+            self._running[name] = None
+            self._tell()
+        outcome = self._executor.call(
+            measure.execute, self.conditions, entry.name, seed, self.threads, timeout=self.timeout
+        )
+        run = self._row(key, entry, seed, outcome)
+        self.store.save(run)
+        with self._lock:
+            del self._running[name]
+            self.runs[key] = run
+            self._tell()
+
+    def _row(self, key: str, entry: Entry, seed: int, outcome: Outcome) -> Run:
+        found = outcome.value or {}
+        budget = load_task(self.conditions.task).setting(self.conditions.setting).budgets[self.conditions.budget]
+        return Run(
+            key=key,
+            task=self.conditions.task,
+            setting=self.conditions.setting,
+            data=self.conditions.data,
+            data_fingerprint=self._prepared.data_fingerprint,
+            model=self.conditions.model,
+            model_fingerprint=self._prepared.model_fingerprint,
+            budget=self.conditions.budget,
+            entry=entry.name,
+            paper=entry.paper,
+            seed=seed,
+            status=outcome.status,
+            error=outcome.error,
+            settings={"label": self.conditions.label, "threads": self.threads, "budget": dataclasses.asdict(budget)},
+            **found,
+        )
+
+    def _tell(self) -> None:
+        if self.listen:
+            running, remarks = tuple(self._running), self._prepared.remarks
+            self.listen(Progress(self.conditions, tuple(self.runs.values()), self._total, running, remarks))

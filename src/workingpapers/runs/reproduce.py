@@ -1,0 +1,81 @@
+"""`papers reproduce`: make the runs that claims need, then set reported beside measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from workingpapers.papers.card import Card
+from workingpapers.runs.claims import Finding, findings
+from workingpapers.runs.execute import try_
+from workingpapers.runs.store import Store
+from workingpapers.tasks.protocol import load_task, task_names
+
+
+def reproduce(
+    cards: Iterable[Card],
+    *,
+    data: str | None = None,
+    only_entered: bool = False,
+    store: Store | str | None = None,
+    **options: Any,
+) -> list[tuple[Card, list[Finding]]]:
+    """Run what the checks of some papers need and return the findings per paper.
+
+    Args:
+        cards: the papers.
+        data: measure on this data set instead of the ones that the checks name; checks of settings that cannot use it
+            then fail as runs do.
+        only_entered: leave out papers none of whose checks has an entry yet.
+        store: where runs are kept.
+        options: as `try_` takes them.
+
+    Raises:
+        UserError: as `try_` does.
+    """
+    kept = store if isinstance(store, Store) else Store(store)
+    before = kept.runs()
+    chosen = [(card, findings(card, before, data=data)) for card in cards]
+    if only_entered:
+        chosen = [(card, found) for card, found in chosen if any(finding.command for finding in found)]
+    wanted: dict[tuple[str, str, str], dict[str, None]] = {}
+    for card, _ in chosen:
+        for task, setting, name, compared in _needs(card, data):
+            wanted.setdefault((task, setting, name), {}).update(dict.fromkeys(compared))
+    for (task, setting, name), entries in wanted.items():
+        try_(task, setting=setting, data=name, entries=list(entries), store=kept, **options)
+    runs = kept.runs()
+    return [(card, findings(card, runs, data=data)) for card, _ in chosen]
+
+
+def _needs(card: Card, data: str | None) -> Iterable[tuple[str, str, str, list[str]]]:
+    """Yield task, setting, data set and entries of every check that can run."""
+    for claim in card.claims:
+        check = claim.check
+        if check is None or check.task not in task_names() or check.entry not in load_task(check.task).entries:
+            continue
+        setting = load_task(check.task).setting(check.setting)
+        others = [check.versus] if check.versus else []
+        yield check.task, check.setting, data or check.data or setting.data, [check.entry, *others]
+
+
+def markdown_table(found: Sequence[tuple[Card, list[Finding]]]) -> str:
+    """Return the findings as a Markdown table, followed by date, hardware and versions of the runs."""
+    from workingpapers.terminal import measured, reported
+
+    lines = ["| paper | claim | reported | measured here |", "|---|---|---|---|"]
+    for card, items in found:
+        for finding in items:
+            cells = [f"`{card.slug}`", finding.claim.text, reported(finding.claim), measured(finding).plain]
+            lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+    runs = [run for _, items in found for finding in items if finding.board for run in finding.board.runs]
+    if runs:
+        hardware, versions = runs[-1].hardware, runs[-1].versions
+        machine = f"{hardware.get('processor')}, {hardware.get('cores')} cores, {hardware.get('memory_gb')} GiB"
+        if hardware.get("gpu"):
+            machine += f", {hardware['gpu']}"
+        libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+        seeds = len({run.seed for run in runs})
+        lines.append(f"\n{datetime.now(UTC):%Y-%m-%d}, up to {seeds} seeds, {machine}; {libraries}.")
+    return "\n".join(lines)
