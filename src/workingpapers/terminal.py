@@ -70,7 +70,7 @@ def show_leaderboard(board: Leaderboard) -> RenderableType:
     heads = [metric.name, "vs baseline", *(m.name for m in others), "fit s", "memory MB", "parameters"]
     made = table("entry", heads[0], heads[1], "verdict", *heads[2:], right=heads)
     for row in board.rows:
-        if row.values:
+        if metric.name in row.values:
             made.add_row(*_cells(row, board, metric, others), style="bold" if row.best else "")
     failed = [
         Text(f"{row.entry}: {reason}", style="red", overflow="fold") for row in board.rows for reason in row.failures
@@ -88,7 +88,7 @@ def _cells(row: Row, board: Leaderboard, metric: Metric, others: Sequence[Metric
         interval(row.values[metric.name], metric),
         difference,
         verdict,
-        *(number(row.values[m.name].mean, m.unit) for m in others),
+        *(number(row.values[m.name].mean, m.unit) if m.name in row.values else "–" for m in others),
         seconds(row.costs["fit_seconds"]),
         f"{row.costs['peak_memory_mb']:.0f}",
         count(row.costs["parameters"]),

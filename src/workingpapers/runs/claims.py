@@ -75,7 +75,7 @@ def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) ->
     wanted = check.task, check.setting, data or check.data or setting.data, setting.model
     versus = check.versus or setting.baseline
     boards = leaderboards(run for run in runs if (run.task, run.setting, run.data, run.model) == wanted)
-    usable = [board for board in boards if {check.entry, versus} <= {row.entry for row in board.rows if row.values}]
+    usable = [b for b in boards if {check.entry, versus} <= {r.entry for r in b.rows if metric.name in r.values}]
     if not usable:
         return Finding(claim, "not run", metric=metric, command=command)
     board = max(usable, key=lambda board: (board.conditions.budget == "full", len(board.runs)))
@@ -86,7 +86,7 @@ def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) ->
     standing: Standing = "needs more seeds"
     if verdict != "needs more seeds":
         standing = "reproduced" if verdict in _MEETS[check.expect] else "not reproduced"
-    rows = {row.entry: row.values[metric.name] for row in board.rows if row.values}
+    rows = {row.entry: row.values[metric.name] for row in board.rows if metric.name in row.values}
     return Finding(
         claim, standing, verdict, difference, rows[check.entry], rows[versus], metric, board=board, command=command
     )

@@ -107,7 +107,7 @@ class Row:
     Attributes:
         entry: its name; paper: its slug or None.
         seeds: how many runs are finished.
-        values: metric name to mean and interval; empty if no run finished.
+        values: metric name to mean and interval; without the optional metrics it lacks, empty if no run finished.
         difference: to the baseline, in the ranking metric; None for the baseline itself and for failures.
         verdict: None for the baseline and for failures.
         best: whether its mean is the best of the board.
@@ -182,8 +182,9 @@ def leaderboard(runs: Iterable[Run], conditions: Conditions, metric: str | None 
     base = seed_values(by_entry.get(setting.baseline, []), ranking.name)
     rows = [_row(name, group, base, setting, ranking) for name, group in by_entry.items()]
     sign = -1 if ranking.higher_is_better else 1
-    rows.sort(key=lambda row: (not row.values, sign * row.values[ranking.name].mean if row.values else 0, row.entry))
-    ranked = tuple(replace(row, best=index == 0 and bool(row.values)) for index, row in enumerate(rows))
+    means = {row.entry: sign * row.values[ranking.name].mean for row in rows if ranking.name in row.values}
+    rows.sort(key=lambda row: (means.get(row.entry, math.inf), not row.values, row.entry))
+    ranked = tuple(replace(row, best=index == 0 and row.entry in means) for index, row in enumerate(rows))
     return Leaderboard(conditions, setting, ranking, tuple(latest.values()), ranked)
 
 
@@ -203,20 +204,21 @@ def leaderboards(runs: Iterable[Run]) -> list[Leaderboard]:
 
 
 def seed_values(runs: Iterable[Run], metric: str) -> dict[int, float]:
-    """Return seed to value of the runs that finished."""
-    return {run.seed: run.metrics[metric] for run in runs if run.status == "ok"}
+    """Return seed to value of the runs that finished and have the metric."""
+    return {run.seed: run.metrics[metric] for run in runs if run.status == "ok" and metric in run.metrics}
 
 
 def _row(name: str, runs: list[Run], base: dict[int, float], setting: Setting, ranking: Metric) -> Row:
     done = [run for run in runs if run.status == "ok"]
+    values = {m.name: list(seed_values(done, m.name).values()) for m in setting.metrics}
     difference, verdict = None, None
-    if done and name != setting.baseline:
+    if values[ranking.name] and name != setting.baseline:
         difference, verdict = compare(seed_values(done, ranking.name), base, ranking)
     return Row(
         entry=name,
         paper=runs[0].paper,
         seeds=len(done),
-        values={m.name: estimate([run.metrics[m.name] for run in done]) for m in setting.metrics} if done else {},
+        values={metric: estimate(numbers) for metric, numbers in values.items() if numbers},
         difference=difference,
         verdict=verdict,
         best=False,

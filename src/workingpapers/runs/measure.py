@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from workingpapers.errors import UserError
-from workingpapers.tasks.protocol import Conditions, Context, Prepared, load_task
+from workingpapers.tasks.protocol import Conditions, Context, Metric, Prepared, load_task
 
 # Fitted attributes in which scikit-learn keeps what a model learned; what it merely remembers (kNN) doesn't count.
 _LEARNED = ("coef_", "coefs_", "intercept_", "intercepts_", "centroids_", "theta_", "var_", "means_", "components_")
@@ -64,7 +64,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int) ->
         found = setting.measure(fit, problem, context)
         total = time.perf_counter() - start
     return {
-        "metrics": _checked(found, [metric.name for metric in setting.metrics]),
+        "metrics": _checked(found, setting.metrics),
         "measured": {
             "fit_seconds": timer.wall,
             "cpu_seconds": timer.cpu,
@@ -94,15 +94,17 @@ class _Timer:
         self.cpu += time.process_time() - self._start[1]
 
 
-def _checked(found: dict[str, float], expected: list[str]) -> dict[str, float]:
+def _checked(found: dict[str, float], expected: tuple[Metric, ...]) -> dict[str, float]:
     """Return the metrics as plain floats.
 
     Raises:
-        UserError: one is missing, unknown or not finite.
+        UserError: one is missing that isn't optional, unknown or not finite.
     """
-    if sorted(found) != sorted(expected):
-        raise UserError(f"The task measured {sorted(found)}; its metrics are {sorted(expected)}.")
-    metrics = {name: float(found[name]) for name in expected}
+    known = {metric.name for metric in expected}
+    required = {metric.name for metric in expected if not metric.optional}
+    if not required <= set(found) <= known:
+        raise UserError(f"The task measured {sorted(found)}; its metrics are {sorted(known)}.")
+    metrics = {name: float(value) for name, value in found.items()}
     bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise UserError(f"Not a finite number: {', '.join(bad)}.")

@@ -31,6 +31,7 @@ class Metric:
         unit: "%", "nats"; empty for plain numbers. Values with "%" are percentages, 0 to 100.
         margin: the smallest difference that matters in practice: within it, entries count as equal.
         about: one sentence on what it is.
+        optional: whether some entries, or some data, don't have it (a localisation score without masks, say).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Metric:
     unit: str = ""
     margin: float = 0.0
     about: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Setting:
     Attributes:
         name: unique in the task.
         title: one line on what is measured.
-        metrics: the first one ranks the leaderboard.
+        metrics: the first one ranks the leaderboard and is not optional.
         baseline: the entry that all others are compared with.
         data: default data set.
         model: default pre-trained model; "" where none is used.

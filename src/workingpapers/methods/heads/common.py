@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_feature_names, check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -119,7 +119,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
     @torch.no_grad()
     def _logits(self, X: ArrayLike) -> NDArray[np.float32]:
         check_is_fitted(self)
-        features = validate_data(self, X, allow_nd=True, dtype=FLOATS, reset=False)
+        _check_feature_names(self, X, reset=False)
+        features = check_array(X, allow_nd=True, dtype=FLOATS, estimator=self, input_name="X")
+        if features.shape[-1] != self.n_features_in_:
+            given, name = features.shape[-1], type(self).__name__
+            raise ValueError(f"X has {given} features, but {name} is expecting {self.n_features_in_} features as input")
         device = next(self.module_.parameters()).device
         parts = np.split(np.arange(len(features)), range(1024, len(features), 1024))
         return torch.cat([self.module_(_batch(features, rows, device)).float().cpu() for rows in parts]).numpy()
@@ -130,7 +134,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the most probable label of each row, (N,)."""
-        return self.classes_[self._logits(X).argmax(axis=1)]
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "module_")
