@@ -54,9 +54,7 @@ def finite(features: NDArray[Any], columns: Sequence[str] | None = None) -> NDAr
     if features.dtype.kind not in "fiub":
         raise UserError(f"The features are of type {features.dtype}; they must be numbers.")
     if features.ndim not in (2, 3) or 0 in features.shape[1:]:
-        raise UserError(
-            f"The features have shape {features.shape}; allowed: (N, D) vectors or (N, L, D) tokens, not empty."
-        )
+        raise UserError(f"The features have shape {features.shape}; allowed: (N, D) vectors or (N, L, D) tokens.")
     floats = features if features.dtype.kind == "f" else features.astype(np.float64)
     bad = (~np.isfinite(floats)).reshape(-1, floats.shape[-1]).sum(axis=0)
     if bad.any():
@@ -121,7 +119,9 @@ def _check_parts(data: LabelledData) -> None:
     if others:
         raise UserError(f"{data.name}: part holds {sorted(map(str, others))[0]!r}; allowed: 'train', 'test'.")
     if len(set(data.part.tolist())) < 2:
-        raise UserError(f"{data.name}: every example is of part {data.part[0]!r}; both 'train' and 'test' are needed.")
+        raise UserError(
+            f"{data.name}: every example is of part {str(data.part[0])!r}; both 'train' and 'test' are needed."
+        )
 
 
 def _check_image(name: str, image: Any) -> None:
@@ -140,10 +140,10 @@ def fingerprint(data: LabelledData) -> str:
     elif isinstance(data.images, Pixels):
         whole = data.images.rows is None
         parts.append(data.images.array if whole else data.images.array[data.images.rows])
-    else:
-        parts += [digest(image) for image in data.images or ()]
+    elif data.images is not None:
+        parts += [digest(data.images[i]) for i in range(len(data))]
     for array in (data.part, data.label_distances):
         parts.append("none" if array is None else array)
-    if not isinstance(data.masks, Masks):  # those files are in the fingerprint of the folder
-        parts += [digest(np.asarray(mask)) for mask in data.masks or ()]
+    if data.masks is not None and not isinstance(data.masks, Masks):  # those files are in the fingerprint of the folder
+        parts += [digest(np.asarray(data.masks[i])) for i in range(len(data))]
     return digest(*parts)

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LAYOUT = (
-    "Expected FOLDER/class/*.jpg, FOLDER/train|test/class/*.jpg, or MVTec's FOLDER/train/good and FOLDER/test/defect."
-)
+LAYOUT = "Allowed: FOLDER/class/*.jpg, FOLDER/{train,test}/class/*.jpg, or MVTec's train/good, test/good, test/defect."
 
 
 def from_folder(root: Path, name: str) -> LabelledData:
@@ -229,9 +227,8 @@ def _imported(name: str) -> Callable[[], object]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise UserError(
-            f"{name}: module {module_name!r} cannot be imported ({type(error).__name__}: {error})."
-        ) from error
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{name}: module {module_name!r} cannot be imported ({cause}).") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise unknown_name(f"function in {module_name}", attribute, (n for n in dir(module) if not n.startswith("_")))
@@ -243,17 +240,17 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
 
     images: Any = None
     features = None
-    array = (
-        examples
-        if isinstance(examples, list) and np.ndim(examples[0] if examples else 0) == 3
-        else np.asarray(examples)
-    )
-    if isinstance(array, list):
-        images = array
-    elif array.dtype == np.uint8 and array.ndim in (3, 4):
-        images = Pixels(array)
+    if isinstance(examples, list | tuple) and len(examples) and np.ndim(examples[0]) == 3:
+        images = [np.asarray(image) for image in examples]  # sizes may differ
     else:
-        features = array
+        try:
+            array = np.asarray(examples)
+        except ValueError as error:
+            raise UserError(f"{name} returned features of different lengths: {error}") from error
+        if array.dtype == np.uint8 and array.ndim in (3, 4):
+            images = Pixels(array)
+        else:
+            features = array
     codes, class_names = encode(np.asarray(labels).tolist())
     return checked(
         LabelledData(name=name, fingerprint="", labels=codes, class_names=class_names, images=images, features=features)

@@ -50,7 +50,10 @@ def _read(path: Path, label: str) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, converters={label: str.strip}, low_memory=False)
+        table = pd.read_csv(path, low_memory=False)
+        if label in table.columns:
+            table[label] = pd.read_csv(path, usecols=[label], dtype=str, keep_default_na=False)[label].str.strip()
+        return table
     except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
@@ -90,9 +93,7 @@ def _images(table: pd.DataFrame, path: Path, name: str, label: str, column: str)
     return checked(
         LabelledData(
             name=name,
-            fingerprint=digest(
-                labels, *class_names, *(image[0] for image in seen if image), "none" if part is None else part
-            ),
+            fingerprint=digest(labels, *class_names, *(s[0] for s in seen if s), *([] if part is None else part)),
             labels=labels,
             class_names=class_names,
             images=Images([sources[i] for i in kept]),
@@ -110,9 +111,7 @@ def _features(table: pd.DataFrame, path: Path, name: str, label: str) -> Labelle
     others = [str(c) for c in rest.columns if not pd.api.types.is_numeric_dtype(rest[c])]
     if others:
         shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")
-        raise UserError(
-            f"{path}: {len(others)} columns hold neither numbers nor images: {shown}. Remove or encode them."
-        )
+        raise UserError(f"{path}: {len(others)} columns hold neither numbers nor images: {shown}.")
     features = rest.to_numpy(dtype=np.float64, na_value=np.nan)
     labels, class_names = encode(table[label].tolist())
     return checked(

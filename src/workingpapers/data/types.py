@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:  # `papers data` lists names without importing arrays or tensors
     import numpy as np
@@ -12,6 +12,14 @@ if TYPE_CHECKING:  # `papers data` lists names without importing arrays or tenso
     from torch import Tensor
 
 Part = Literal["train", "test"]
+
+
+class Images(Protocol):
+    """Arrays by number: one array of them all, or a sequence that reads them when indexed."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[Any]: ...
+    def __iter__(self) -> Iterator[NDArray[Any]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +43,10 @@ class LabelledData:
     fingerprint: str
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
-    images: Sequence[NDArray[np.uint8]] | None = None
+    images: Images | None = None
     features: NDArray[np.floating] | None = None
     part: NDArray[np.str_] | None = None
-    masks: Sequence[NDArray[np.bool_]] | None = None
+    masks: Images | None = None
     label_distances: NDArray[np.float64] | None = None
     skipped: tuple[str, ...] = field(default=(), repr=False)
 

@@ -1,6 +1,7 @@
 """Class subspaces: what the logits depend on, the geodesic step against its definition and geoopt, and training."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def test_scikit_learn_contract(estimator, check):
 
 def head(n=12, classes=5, k=3, seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
-    return GrassmannLinear(n, classes, k).to(dtype)
+    layer = GrassmannLinear(n, classes, k).to(dtype)
+    layer.retract_()  # the random bases were made in float32
+    return layer
 
 
 def basis_and_direction(seed, classes, k, n, dtype=torch.float64):
@@ -271,21 +274,21 @@ def test_a_closure_recomputes_the_loss():
         return loss
 
     losses = [optimizer.step(closure).item() for _ in range(10)]
-    assert all(after < before for before, after in zip(losses[:-1], losses[1:], strict=True))
+    assert all(after < before for before, after in itertools.pairwise(losses))
 
 
 def test_one_subspace_converges_to_the_principal_components():
     digits = load_digits().data
-    X = torch.from_numpy(digits - digits.mean(axis=0)) / 100
+    X = torch.from_numpy(digits - digits.mean(axis=0))
+    X /= torch.linalg.matrix_norm(X, 2)  # the largest variance is 1, so that the rate below is stable
     layer = head(64, 1, 4)
-    optimizer = RiemannianSGD(layer.parameters(), lr=0.1)
-    for _ in range(1500):
+    optimizer = RiemannianSGD(layer.parameters(), lr=0.05)
+    for _ in range(1000):
         optimizer.zero_grad()
-        (-(X @ layer.weight[0].T).square().sum() / len(X) * 100).backward()
+        (-(X @ layer.weight[0].T).square().sum()).backward()
         optimizer.step()
     components = torch.linalg.svd(X, full_matrices=False).Vh[:4]
-    angle = subspace_angles(layer.weight[0].detach().T.numpy(), components.T.numpy()).max()
-    assert angle < 1e-6
+    assert subspace_angles(layer.weight[0].detach().T.numpy(), components.T.numpy()).max() < 1e-6
 
 
 def test_parameters_are_split_between_the_optimisers():
@@ -303,7 +306,7 @@ def test_parameters_are_split_between_the_optimisers():
 def test_classifier_learns_digits():
     X, y = load_digits(return_X_y=True)
     classifier = GrassmannClassifier(subspace_dim=4, max_epochs=10, random_state=0).fit(X[:1200], y[:1200])
-    assert classifier.score(X[1200:], y[1200:]) > 0.9  # cosine prototypes reach 0.86
+    assert classifier.score(X[1200:], y[1200:]) > 0.9  # cosine prototypes reach 0.88
     assert classifier.module_.orthonormality_error() < 1e-4
     assert classifier.module_.weight.shape == (10, 4, 64)
 

@@ -32,7 +32,7 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -257,7 +257,7 @@ def naive_multiscale_forward(
     return torch.stack(images)
 
 
-class FeatureReconstruction(RegressorMixin, BaseEstimator):
+class FeatureReconstruction(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """How much of one model's features a linear map of another's recovers.
 
     One linear map with intercept is fitted by (ridge) least squares from source features to target features of the

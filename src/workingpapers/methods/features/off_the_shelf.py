@@ -13,10 +13,10 @@ As one pipeline, the retrieval features are `make_pipeline(Normalizer(), PCAWhit
 SignedPower(p=2))`, fitted to images that are not queries. L2 normalisation is scikit-learn's `Normalizer`.
 
 The SVM here is scikit-learn's LinearSVC: one-vs-rest and squared hinge, which scales to many views, where the paper has
-the plain hinge and one-vs-one votes. The paper names neither C nor the angle of its rotations.
+the plain hinge and one-vs-one votes. C, the angle of the rotations and the border they bring in are choices made here.
 
 Source: Sharif Razavian et al., "CNN Features off-the-shelf: an Astounding Baseline for Recognition", CVPR Workshops
-2014, arXiv 1403.6382, sections 2 (features and views) and 4 (retrieval).
+2014, arXiv 1403.6382, sections 3 (classification) and 4 (retrieval).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FLOATS = [np.float64, np.float32]
-SEARCHED_C = np.logspace(-2, 3, 11)
+SEARCHED_C = np.logspace(-2, 3, 6)
 
 
 class SignedPower(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -109,9 +109,10 @@ class PCAWhitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         if not self.eps >= 0:
             raise ValueError(f"eps is {self.eps!r}; it must be 0 or more")
         self.pca_ = PCA(self.n_components, svd_solver="full").fit(features)
-        self.scale_ = np.sqrt(self.pca_.explained_variance_ + self.eps)
-        if not self.scale_.all():
+        variance = self.pca_.explained_variance_
+        if not (variance + self.eps > np.finfo(float).eps * variance[0]).all():
             raise ValueError("a component has no variance: keep fewer with n_components or raise eps above 0")
+        self.scale_ = np.sqrt(variance + self.eps)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -135,7 +136,7 @@ def multi_view(images: Tensor, *, area: float = 4 / 9, degrees: float = 10.0) ->
     Args:
         images: floating point.
         area: the share of the image's area that a crop shows, above 0 and up to 1; 4/9, as in the paper.
-        degrees: the angle of the rotations; 10, chosen here since the paper names none.
+        degrees: the angle of the rotations; 10, a choice made here.
 
     Raises:
         ValueError: images of another shape or type, NaN or infinity in them, or an area outside its range.
@@ -207,9 +208,9 @@ class OffTheShelfClassifier(ClassifierMixin, BaseEstimator):
     of 16 bytes a number: 1.3 GB for 4,000 images of 16 views and 1,280 features.
 
     Args:
-        C: inverse strength of the SVM's penalty; "auto" (the default) tries 11 values from 0.01 to 1000, evenly spaced
-            in the logarithm, on a quarter of each class's images, keeps the most accurate (the smallest of equals) and
-            fits it again to all images. All views of an image are on the same side of that split.
+        C: inverse strength of the SVM's penalty; "auto" (the default) tries the powers of ten from 0.01 to 1000 on a
+            quarter of each class's images, keeps the most accurate (the smallest of equals) and fits it again to all
+            images. All views of an image are on the same side of that split.
         power: exponent p of the signed power before the normalisation; 1.0 leaves the features as they are.
         random_state: seed of the split that `C="auto"` makes; the SVM itself is deterministic.
 
@@ -279,15 +280,17 @@ class OffTheShelfClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the label of the highest summed decision value of each image, (N,)."""
-        return self.classes_[_best(self.decision_function(X))]
+        best = _best(self.decision_function(X))
+        return self.classes_[best]
 
 
 def _checked_views(estimator: BaseEstimator, X: ArrayLike, reset: bool) -> NDArray[Any]:
     """Return features (N, D) or (N, V, D) as (N, V, D), checked by scikit-learn as N V rows of D features."""
-    if np.ndim(X) != 3:
+    array = np.asarray(X)
+    if array.ndim != 3:
         return validate_data(estimator, X, dtype=FLOATS, reset=reset)[:, None]
-    shape = np.shape(X)
-    return validate_data(estimator, np.reshape(X, (-1, shape[-1])), dtype=FLOATS, reset=reset).reshape(shape)
+    rows = validate_data(estimator, array.reshape(-1, array.shape[-1]), dtype=FLOATS, reset=reset)
+    return rows.reshape(array.shape)
 
 
 def _check_power(name: str, power: float) -> None:

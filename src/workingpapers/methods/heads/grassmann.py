@@ -158,19 +158,20 @@ class RiemannianSGD(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"], state["momentum_buffer"] = 0, torch.zeros_like(parameter)
         state["step"] += 1
-        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
         reorthonormalise = state["step"] % group["reorth_every"] == 0
         classes = len(parameter) if parameter.is_cuda else max(1, CHUNK // parameter[0].numel())
-        for basis, direction in zip(torch.split(parameter, classes), torch.split(buffer, classes), strict=True):
-            moved = geodesic_step(basis, direction, group["lr"])
+        tensors = (parameter, gradient, state["momentum_buffer"])
+        for basis, slope, buffer in zip(*(torch.split(t, classes) for t in tensors), strict=True):
+            buffer.mul_(group["momentum"]).add_(slope)
+            moved = geodesic_step(basis, buffer, group["lr"])
             basis.copy_(orthonormalise(moved) if reorthonormalise else moved)
 
 

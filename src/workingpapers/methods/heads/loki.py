@@ -349,10 +349,7 @@ def select_next_label(distances: ArrayLike, observed: ArrayLike) -> int:
 def naive_frechet_mean(
     proba: NDArray[np.float64], distances: NDArray[np.float64], observed: Sequence[int], power: float = 2
 ) -> list[int]:
-    """Return the Fréchet mean of each row by the definition: loops over the labels and over the observed ones.
-
-    Arguments as in `FrechetMeanDecoder`, unchecked.
-    """
+    """Return the Fréchet mean of each row by the definition, two loops; as `FrechetMeanDecoder`, inputs unchecked."""
     predicted = []
     for weights in proba:
         costs = [sum(p * d[i] ** power for p, i in zip(weights, observed, strict=True)) for d in distances]

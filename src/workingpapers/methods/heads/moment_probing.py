@@ -1,9 +1,8 @@
 """Moment probing: a linear probe on the first and the second moment of a backbone's tokens.
 
-A linear probe sees one vector, the class token or the mean of the tokens. The characteristic function of the tokens'
-distribution, E exp(i t.x) = 1 + i t.E[x] - 1/2 t.E[x x^T] t + ..., says what it misses first: the second moment. A full
-one is far too large for a classifier, so it is cut into covariances between heads, and two small convolutions shrink
-those. From tokens X (B, L, C), with D = `hidden_dim`, h = `num_heads`, d = D / h:
+A linear probe sees the class token or the mean of the tokens. What it misses first of their distribution, by the series
+E exp(i t.x) = 1 + i t.E[x] - 1/2 t.E[x x^T] t + ..., is the second moment, too large for a classifier. So it is taken
+between heads only, and convolutions shrink it. From tokens X (B, L, C), D = `hidden_dim`, h = `num_heads`, d = D / h:
 
     H_1 .. H_h = LayerNorm(split(X W + b))            h times (B, L, d), one LayerNorm for all heads, then centred
     R_jk = H_j^T H_k / L                              (B, d, d), for the P pairs of heads that `pairing` names
@@ -21,11 +20,10 @@ sample and head, the mean over tokens and channels, so that R is nearly an uncen
 covariances are "channel"); linear layers start from a normal distribution of standard deviation 0.02 with biases 0,
 convolutions from PyTorch's default; weight decay spares biases and LayerNorms.
 
-Deviations: that code has three convolution channels and 2883 features written into it, which fits `pairing="near"` with
-4 heads of 128 alone, and "all" there skips the column lengths; here both numbers follow from the options and every
-pairing is normalised. For feature maps it interleaves the channels of the heads; here heads are contiguous throughout,
-the same model up to the order of the projection's outputs. For ConvNeXt it puts a LayerNorm before linear_1 and feeds
-the adapter the MLP's output; both are left out.
+Deviations: that code fixes three convolution channels and 2883 features, which fits `pairing="near"` with 4 heads of
+128 alone, and skips the unit columns of "all"; here sizes follow from the options and all columns have unit length. For
+feature maps it interleaves the heads' channels: the same model with the projection's outputs in another order. Its
+LayerNorm before linear_1 and its adapter behind the MLP, both for ConvNeXt, are left out.
 """
 
 from __future__ import annotations
@@ -35,70 +33,49 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from workingpapers.methods.heads.common import HeadClassifier
 
 Pairing = Literal["near", "half", "all"]
 Center = Literal["global", "channel"] | None
+FirstMoment = Literal["mean", "cls"]
 
 # What transformer blocks call the norm in front of their MLP: timm and DINOv2; transformers' ViT; CLIP and SigLIP.
 NORMS = ("norm2", "layernorm_after", "layer_norm2")
 
 
-def head_pairs(num_heads: int, pairing: Pairing) -> list[tuple[int, int]]:
-    """Return the pairs of heads whose cross-covariance is taken.
-
-    Args:
-        num_heads: h, 2 or more.
-        pairing: "near" pairs neighbours (h - 1 pairs, the published choice), "half" pairs j with j + h/2 (h/2 pairs, h
-            even), "all" every two heads (h (h - 1) / 2 pairs).
-
-    Raises:
-        ValueError: fewer than 2 heads, an odd number of them for "half", or an unknown pairing.
-    """
-    if num_heads < 2:
-        raise ValueError(f"num_heads is {num_heads!r}; a cross-covariance needs 2 or more")
-    if pairing == "near":
-        return [(j, j + 1) for j in range(num_heads - 1)]
-    if pairing == "half":
-        if num_heads % 2:
-            raise ValueError(f"num_heads is {num_heads}; pairing 'half' needs an even number")
-        return [(j, j + num_heads // 2) for j in range(num_heads // 2)]
-    if pairing == "all":
-        return list(combinations(range(num_heads), 2))
-    raise ValueError(f"pairing is {pairing!r}; allowed: 'near', 'half', 'all'")
-
-
-def cross_covariance(heads: Tensor, pairing: Pairing = "near", center: Center = "global") -> Tensor:
+def cross_covariance(
+    heads: Tensor, *, pairing: Pairing = "near", center: Center = "global", normalize: bool = True
+) -> Tensor:
     """Return the second moments (B, P, d, d) between paired heads, by one batched matrix product.
-
-    Heads come first in memory, so that the operands of "near" and "half" are views, and each is centred once however
-    many pairs it is in.
 
     Args:
         heads: (h, B, L, d), contiguous for speed.
-        pairing: see `head_pairs`.
+        pairing: "near" pairs neighbours (P = h - 1, the published choice), "half" pairs j with j + h/2 (P = h/2, h
+            even), "all" every two heads (P = h (h - 1) / 2).
         center: what is subtracted from a head: "global" its mean over tokens and channels, one number per sample;
             "channel" each channel's mean over tokens, which gives covariances; None nothing.
+        normalize: divide every column by its length (then gradients of gradients are not available).
 
     Raises:
-        ValueError: an unknown option, or too few heads.
+        ValueError: fewer than 2 heads, an odd number of them for "half", or an unknown option.
     """
-    pairs = head_pairs(len(heads), pairing)
-    _check_center(center)
+    pairs = _pairs(len(heads), pairing, center)
     if center is not None:
         heads = heads - heads.mean(dim=(-2, -1) if center == "global" else -2, keepdim=True)
     if pairing == "all":
         left, right = (heads[list(index)] for index in zip(*pairs, strict=True))
-    else:  # j, j + step with step = 1 for "near" and h / 2 for "half"
+    else:
         left, right = heads[: len(pairs)], heads[-len(pairs) :]
-    left = left / heads.shape[2]
-    return (left.transpose(-2, -1) @ right).transpose(0, 1)
+    if normalize:
+        return _UnitColumns.apply(left, right).transpose(0, 1)  # type: ignore[no-untyped-call]
+    return (left.mT @ right / heads.shape[2]).transpose(0, 1)
 
 
-def naive_cross_covariance(heads: Tensor, pairing: Pairing = "near", center: Center = "global") -> Tensor:
-    """Return what `cross_covariance` returns by the definition: a loop over samples and pairs."""
+def naive_cross_covariance(heads: Tensor, *, pairing: Pairing = "near", center: Center = "global") -> Tensor:
+    """Return `cross_covariance` with `normalize=False` by the definition: a loop over samples and pairs."""
 
     def moment(one: Tensor, other: Tensor) -> Tensor:  # of two (L, d)
         if center == "global":
@@ -107,26 +84,44 @@ def naive_cross_covariance(heads: Tensor, pairing: Pairing = "near", center: Cen
             one, other = one - one.mean(dim=0), other - other.mean(dim=0)
         return one.T @ other / len(one)
 
-    pairs = head_pairs(len(heads), pairing)
+    pairs = _pairs(len(heads), pairing, center)
     return torch.stack([torch.stack([moment(x[j], x[k]) for j, k in pairs]) for x in heads.unbind(1)])
+
+
+class _UnitColumns(torch.autograd.Function):
+    """A^T B with columns of unit length, for A and B (..., L, d); fewer passes over (d, d) than autograd's own."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        unit = a.mT @ b
+        length = torch.linalg.vector_norm(unit, dim=-2, keepdim=True).clamp_min(1e-12)
+        unit /= length
+        ctx.save_for_backward(a, b, unit, length)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, unit, length = ctx.saved_tensors
+        along = (grad * unit).sum(dim=-2, keepdim=True)
+        across = torch.addcmul(grad, unit, along, value=-1).to(a)  # what is left orthogonal to each column
+        return (b / length) @ across.mT, (a @ across) / length
 
 
 class CrossCovariancePool(nn.Module):
     """Multi-head convolutional cross-covariance: tokens (B, L, C) to a short vector of their second moments.
 
-    The order of the tokens does not matter. With fewer than d tokens the matrices are of low rank, which is harmless;
-    one token alone gives matrices of rank one and, with `center="channel"`, zeros.
+    The order of the tokens does not matter. Fewer than d tokens give matrices of low rank, which is harmless; a single
+    token gives rank one and, with `center="channel"`, zeros.
 
     Args:
         in_dim: C, channels of a token.
         hidden_dim: D, channels after the projection (512, as published), a multiple of `num_heads`.
         num_heads: h (4, as published), 2 or more; d = D / h must be at least 7 for both convolutions to have output.
-        pairing: which heads meet (see `head_pairs`); "near" as published.
-        center: what is subtracted (see `cross_covariance`); "global" as in the authors' code.
+        pairing, center: which heads meet and what is subtracted, see `cross_covariance`; both as in the authors' code.
 
     Attributes:
-        out_dim: length of the output: pairs times the square of the side that two convolutions leave of d (2883 = 3 *
-            31 * 31 with the defaults).
+        out_dim: length of the output, P t t (3 * 31 * 31 = 2883 with the defaults).
 
     Raises:
         ValueError: an option outside its range.
@@ -142,30 +137,22 @@ class CrossCovariancePool(nn.Module):
         center: Center = "global",
     ) -> None:
         super().__init__()
-        pairs = len(head_pairs(num_heads, pairing))
+        pairs = len(_pairs(num_heads, pairing, center))
         head_dim, rest = divmod(hidden_dim, num_heads)
         if rest or head_dim < 7:
-            raise ValueError(
-                f"hidden_dim is {hidden_dim} and num_heads {num_heads}: {hidden_dim / num_heads:g} channels per head; "
-                "the two convolutions need a whole number of at least 7"
-            )
-        _check_center(center)
+            raise ValueError(f"hidden_dim is {hidden_dim}, num_heads {num_heads}; the ratio must be an integer >= 7")
         self.num_heads, self.pairing, self.center = num_heads, pairing, center
         self.proj = _linear(in_dim, hidden_dim)
         self.norm = nn.LayerNorm(head_dim)
-        self.reduce = nn.Sequential(
-            nn.Conv2d(pairs, pairs, 3, stride=2, bias=False),
-            nn.GELU(),
-            nn.Conv2d(pairs, pairs, 3, stride=2, bias=False),
-        )
-        side = ((head_dim - 1) // 2 - 1) // 2
+        first, second = (nn.Conv2d(pairs, pairs, 3, stride=2, bias=False) for _ in range(2))
+        self.reduce = nn.Sequential(first, nn.GELU(), second)
+        side = ((head_dim - 1) // 2 - 1) // 2  # of what two convolutions leave of (d, d)
         self.out_dim = pairs * side**2
 
     def moments(self, tokens: Tensor) -> Tensor:
         """Return the matrices (B, P, d, d) before the convolutions; their columns have unit length."""
-        hidden = self.proj(tokens).unflatten(-1, (self.num_heads, -1))  # (B, L, h, d)
-        heads = self.norm(hidden.permute(2, 0, 1, 3))
-        return F.normalize(cross_covariance(heads, self.pairing, self.center), dim=2)
+        heads = self.proj(tokens).unflatten(-1, (self.num_heads, -1)).permute(2, 0, 1, 3)
+        return cross_covariance(self.norm(heads), pairing=self.pairing, center=self.center)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, L, C) to (B, out_dim).
@@ -180,36 +167,32 @@ class CrossCovariancePool(nn.Module):
 class MomentProbe(nn.Module):
     """The head: the mean of a linear classifier of the first moment and one of the second moments.
 
-    Train it with one cross-entropy on its output. The average halves each part's logits: with the second part's weights
-    at zero they are half a linear probe's. Mind the weight decay: entries of unit columns are small (0.09 for d = 128)
-    and the convolutions shrink them, so that `second` needs large weights and a strong decay holds exactly those back.
+    Train it with one cross-entropy on its output. Mind the weight decay: entries of unit columns are small (0.09 for d
+    = 128) and the convolutions shrink them, so that `second` needs large weights, and decay holds exactly those back.
 
     Args:
-        in_dim: C, channels of a token.
-        num_classes: K.
+        in_dim, num_classes: C, channels of a token, and K.
         first_moment: "mean", the mean of all tokens (as published for feature maps), or "cls": token 0 is a class token
             (as published for ViTs) and the second moments are those of the others.
-        pool_options: `hidden_dim`, `num_heads`, `pairing` and `center`, see `CrossCovariancePool`.
+        options: `hidden_dim`, `num_heads`, `pairing` and `center`, see `CrossCovariancePool`.
 
     Raises:
         ValueError: an option outside its range.
     """
 
-    def __init__(
-        self, in_dim: int, num_classes: int, *, first_moment: Literal["mean", "cls"] = "mean", **pool_options: Any
-    ) -> None:
+    def __init__(self, in_dim: int, num_classes: int, *, first_moment: FirstMoment = "mean", **options: Any) -> None:
         super().__init__()
         if first_moment not in ("mean", "cls"):
             raise ValueError(f"first_moment is {first_moment!r}; allowed: 'mean', 'cls'")
         self.first_moment = first_moment
-        self.pool = CrossCovariancePool(in_dim, **pool_options)
+        self.pool = CrossCovariancePool(in_dim, **options)
         self.first = _linear(in_dim, num_classes)
         self.second = _linear(self.pool.out_dim, num_classes)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, L, C), or vectors (B, C) as one token each, to logits (B, K).
 
-        A feature map (B, C, H, W) becomes tokens by `map.flatten(2).transpose(1, 2)`.
+        A feature map (B, C, H, W) becomes tokens by `map.flatten(2).mT`.
 
         Raises:
             ValueError: features of another shape, or a class token and no other.
@@ -228,8 +211,8 @@ class MomentProbe(nn.Module):
 class MomentProbeClassifier(HeadClassifier):
     """Moment probing on cached features, tokens (N, L, D) or vectors (N, D), as a scikit-learn classifier.
 
-    The authors train ImageNet for 30 epochs with AdamW, rate 1e-4 and weight decay 0.05; the defaults here are those of
-    every head of this package, for smaller data. Keep `weight_decay` small (see `MomentProbe`).
+    The authors train ImageNet for 30 epochs with AdamW, rate 1e-4 and weight decay 0.05; the training defaults here are
+    those of every head, for smaller data. `weight_decay` acts on all weights: keep it small (see `MomentProbe`).
 
     Args:
         hidden_dim, num_heads, pairing, center: see `CrossCovariancePool`; the defaults are the published ones.
@@ -244,7 +227,7 @@ class MomentProbeClassifier(HeadClassifier):
         num_heads: int = 4,
         pairing: Pairing = "near",
         center: Center = "global",
-        first_moment: Literal["mean", "cls"] = "mean",
+        first_moment: FirstMoment = "mean",
         max_epochs: int = 30,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
@@ -260,11 +243,8 @@ class MomentProbeClassifier(HeadClassifier):
             random_state=random_state,
             device=device,
         )
-        self.hidden_dim = hidden_dim
-        self.num_heads = num_heads
-        self.pairing = pairing
-        self.center = center
-        self.first_moment = first_moment
+        self.hidden_dim, self.num_heads = hidden_dim, num_heads
+        self.pairing, self.center, self.first_moment = pairing, center, first_moment
 
     def _build(self, in_features: int, num_classes: int) -> nn.Module:
         options = ("first_moment", "hidden_dim", "num_heads", "pairing", "center")
@@ -274,12 +254,14 @@ class MomentProbeClassifier(HeadClassifier):
 class ScaleShiftAdapter(nn.Module):
     """The partially shared recalibration of MP+ (PSRP): 3 * dim * reduction weights, no biases.
 
-    It starts near the identity, not at it (weights of standard deviation 0.02, as in the authors' code); zero the
-    weights of `scale` and `shift` to start at it.
+    As published it starts near the identity, not at it; zero the weights of `scale` and `shift` to start at it.
 
     Args:
         dim: C, channels of a token.
         reduction: width of the bottleneck that scale and shift share (16, as published), 1 or more.
+
+    Raises:
+        ValueError: a reduction below 1.
     """
 
     def __init__(self, dim: int, reduction: int = 16) -> None:
@@ -339,10 +321,8 @@ def inject_scale_shift(model: nn.Module, reduction: int = 16) -> list[ScaleShift
     for block, norm, mlp in blocks:
         weight = norm.get_parameter("weight")
         adapter = ScaleShiftAdapter(len(weight), reduction).to(weight)
-        adapter._handles = [
-            norm.register_forward_hook(adapter._remember),
-            mlp.register_forward_hook(adapter._recalibrate),
-        ]
+        hooks = (norm, adapter._remember), (mlp, adapter._recalibrate)
+        adapter._handles = [module.register_forward_hook(hook) for module, hook in hooks]
         block.add_module("scale_shift", adapter)
     return [module for module in model.modules() if isinstance(module, ScaleShiftAdapter)]
 
@@ -379,20 +359,31 @@ def _mlp(block: nn.Module) -> nn.Module | None:
 def _missing(model: nn.Module) -> str:
     """Say what the modules that come nearest to a block lack."""
     for module in model.modules():
-        name = type(module).__name__
         if _mlp(module):
-            return f"{name} has an MLP but no norm with weights named {', '.join(NORMS)}"
+            return f"{type(module).__name__} has an MLP but no norm with weights named {', '.join(NORMS)}"
         if _norm(module):
-            return f"{name} has a second norm but neither mlp nor intermediate and output.dense"
+            return f"{type(module).__name__} has a second norm but neither mlp nor intermediate and output.dense"
     return f"no module has an mlp or one of {', '.join(NORMS)}"
 
 
-def _check_center(center: Center) -> None:
+def _pairs(num_heads: int, pairing: Pairing, center: Center) -> list[tuple[int, int]]:
+    """Return the pairs of heads that `pairing` names, after a check of all three options."""
     if center not in ("global", "channel", None):
         raise ValueError(f"center is {center!r}; allowed: 'global', 'channel', None")
+    if num_heads < 2:
+        raise ValueError(f"num_heads is {num_heads!r}; a cross-covariance needs 2 or more")
+    if pairing == "half" and num_heads % 2:
+        raise ValueError(f"num_heads is {num_heads}; pairing 'half' needs an even number")
+    if pairing == "all":
+        return list(combinations(range(num_heads), 2))
+    if pairing in ("near", "half"):
+        step = 1 if pairing == "near" else num_heads // 2
+        return [(j, j + step) for j in range(num_heads - step)]
+    raise ValueError(f"pairing is {pairing!r}; allowed: 'near', 'half', 'all'")
 
 
 def _linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:
+    """Return a linear layer that starts as the published ones."""
     layer = nn.Linear(in_dim, out_dim, bias=bias)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     if bias:
@@ -402,7 +393,5 @@ def _linear(in_dim: int, out_dim: int, bias: bool = True) -> nn.Linear:
 
 def _check_tokens(tokens: Tensor, in_dim: int) -> None:
     if tokens.ndim != 3 or tokens.shape[1] == 0 or tokens.shape[2] != in_dim:
-        raise ValueError(
-            f"tokens have shape {tuple(tokens.shape)}; they must be (B, L, {in_dim}) with L of 1 or more "
-            "(a map (B, C, H, W) becomes tokens by map.flatten(2).transpose(1, 2))"
-        )
+        shape = tuple(tokens.shape)
+        raise ValueError(f"tokens have shape {shape}; allowed: (B, L, {in_dim}), L > 0 (map.flatten(2).mT for maps)")

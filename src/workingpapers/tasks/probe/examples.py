@@ -1,0 +1,249 @@
+"""The data of `probe` on frozen features: what entries see, how it is split, and how predictions are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workingpapers.data.datasets import load_dataset
+from workingpapers.data.features import extract
+from workingpapers.data.models import load_model
+from workingpapers.data.types import Backbone, LabelledData
+from workingpapers.errors import UserError
+from workingpapers.tasks.probe.views import VIEWS
+from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task
+
+LABELS_PER_CLASS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
+FEWEST_PER_CLASS = 5  # three to train and tune on, two to test
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The training part, as an entry sees it.
+
+    Attributes:
+        X: (N, D) vectors in float32, or (N, L, D) tokens or (N, V, D) views in float16, as the entry's `needs` say.
+        y: (N,) labels 0..K-1; every class occurs unless the setting holds classes back.
+        classes: K, all classes that predictions may name.
+        seed: for what the splits below draw.
+        distances: (K, K) metric between the classes, where the data set has one.
+    """
+
+    X: NDArray[Any]
+    y: NDArray[np.int64]
+    classes: int
+    seed: int
+    distances: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: NDArray[np.int64]) -> Examples:
+        """Return some of the examples."""
+        return replace(self, X=self.X[rows], y=self.y[rows])
+
+    def split(self, share: float = 0.2) -> tuple[Examples, Examples] | None:
+        """Return a part to fit on and a part to choose on, by class; None where a class has fewer than two."""
+        if np.bincount(self.y, minlength=1)[np.unique(self.y)].min() < 2:
+            return None
+        rng = np.random.default_rng(self.seed)
+        held = np.concatenate([_some(rng, rows, max(1, round(share * len(rows)))) for rows in _by_class(self.y)])
+        kept = np.setdiff1d(np.arange(len(self)), held)
+        return self.take(kept), self.take(np.sort(held))
+
+    def growing(self) -> Iterator[tuple[int, Examples]]:
+        """Yield sizes and training sets: 2, 5, 10, ... examples a class, each within the next, and last all."""
+        rng = np.random.default_rng(self.seed)
+        groups = [rng.permutation(rows) for rows in _by_class(self.y)]
+        smallest = min(len(rows) for rows in groups)
+        for count in (count for count in LABELS_PER_CLASS if count < smallest):
+            rows = np.sort(np.concatenate([group[:count] for group in groups]))
+            yield len(rows), self.take(rows)
+        yield len(self), self
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training part and a held-back part.
+
+    Attributes:
+        train: what the entry sees.
+        inputs: (M, ...) held-back features.
+        labels: (M,) their labels; the entry never sees them.
+    """
+
+    train: Examples
+    inputs: NDArray[Any]
+    labels: NDArray[np.int64]
+
+
+def _by_class(y: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [np.flatnonzero(y == label) for label in np.unique(y)]
+
+
+def _some(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    return rng.permutation(rows)[:count]
+
+
+def stratified(rng: np.random.Generator, y: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return about `count` row numbers, sorted, each class in its proportion and with at least two rows."""
+    share = min(1.0, count / len(y))
+    parts = [_some(rng, rows, max(min(2, len(rows)), round(share * len(rows)))) for rows in _by_class(y)]
+    return np.sort(np.concatenate(parts))
+
+
+def subset(data: LabelledData, rows: NDArray[np.int64]) -> LabelledData:
+    """Return some examples of a data set; images stay unread."""
+    return replace(
+        data,
+        labels=data.labels[rows],
+        images=None if data.images is None else _Picked(data.images, rows),
+        features=None if data.features is None else data.features[rows],
+        part=None if data.part is None else data.part[rows],
+        fingerprint=f"{data.fingerprint}-{rows_digest(rows)}",
+    )
+
+
+def rows_digest(rows: NDArray[np.int64]) -> str:
+    """Return a digest of row numbers."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes()).hexdigest()[:16]
+
+
+class _Picked:
+    """Some images of a sequence, read when indexed."""
+
+    def __init__(self, images: Any, rows: NDArray[np.int64]) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._images[int(self._rows[index])]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self._images[int(row)] for row in self._rows)
+
+
+def pool(conditions: Conditions) -> LabelledData:
+    """Return the examples that any seed may draw from: twice the budget, the same for all seeds.
+
+    Raises:
+        UserError: fewer than two classes, or a class with fewer than five examples.
+    """
+    data = load_dataset(conditions.data, label=conditions.label)
+    budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
+    counts = np.bincount(data.labels, minlength=len(data.class_names))
+    present = np.flatnonzero(counts)
+    if len(present) < 2:
+        raise UserError(f"{data.name} has {len(present)} class with examples; to classify takes at least two.")
+    rare = [f"{data.class_names[k]} ({counts[k]})" for k in present if counts[k] < FEWEST_PER_CLASS]
+    if rare:
+        raise UserError(
+            f"{data.name}: classes with fewer than {FEWEST_PER_CLASS} examples cannot be split into parts to train, "
+            f"choose and test on: {', '.join(rare[:5])}{' ...' if len(rare) > 5 else ''}."
+        )
+    rng = np.random.default_rng(0)
+    if data.part is None:
+        return subset(data, stratified(rng, data.labels, 2 * (budget.train + budget.test)))
+    rows = []
+    for part, count in (("train", budget.train), ("test", budget.test)):
+        here = np.flatnonzero(data.part == part)
+        rows.append(here[stratified(rng, data.labels[here], 2 * count)])
+    return subset(data, np.concatenate(rows))
+
+
+def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
+    """Compute and cache the features that the entries need.
+
+    Raises:
+        UserError: data or model cannot be used.
+    """
+    data, backbone = pool(conditions), load_model(conditions.model)
+    for need in dict.fromkeys(entry.needs[0] for entry in entries):
+        if data.images is not None:
+            features(data, backbone, need)
+    skipped = f"{len(data.skipped)} images were skipped: {'; '.join(data.skipped[:3])}"
+    return Prepared(data.fingerprint, backbone.fingerprint, (skipped,) if data.skipped else ())
+
+
+def features(data: LabelledData, backbone: Backbone, need: str) -> NDArray[Any]:
+    """Return the features of a need, from the cache or computed; data that are features already serve as they are.
+
+    Raises:
+        UserError: the need is of images, and the data are features.
+    """
+    if data.images is None and data.features is not None:
+        if need == "tokens":
+            return data.features
+        if need == "pooled":
+            return data.features if data.features.ndim == 2 else data.features.mean(axis=1)
+        raise UserError(f"This entry needs images; {data.name} has features.")
+    view, model = VIEWS[need](backbone)
+    return extract(data, model, view)
+
+
+def load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
+    """Draw a seed's training and held-back parts.
+
+    Official test examples are only ever held back. Without an official split, 30 % of each class are held back. Of
+    either part a seed draws the budget's number, and never more than four fifths, so that seeds differ.
+    """
+    data = pool(conditions)
+    budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
+    rng = np.random.default_rng([seed, 1])
+    if data.part is None:
+        held = np.concatenate([_some(rng, rows, max(2, round(0.3 * len(rows)))) for rows in _by_class(data.labels)])
+        kept = np.setdiff1d(np.arange(len(data)), held)
+        share = 1.0
+    else:
+        kept, held = np.flatnonzero(data.part == "train"), np.flatnonzero(data.part == "test")
+        share = 0.8
+    kept = kept[stratified(rng, data.labels[kept], min(budget.train, round(share * len(kept))))]
+    held = np.sort(held)
+    held = held[stratified(rng, data.labels[held], min(budget.test, round(share * len(held))))]
+    X = features(data, load_model(conditions.model), entry.needs[0])
+    inner, outer = (X[rows].astype(np.float32) if X.ndim == 2 else X[rows] for rows in (kept, held))
+    train = Examples(inner, data.labels[kept], len(data.class_names), seed, data.label_distances)
+    return Problem(train, outer, data.labels[held])
+
+
+def probabilities(problem: Problem, classifier: Any) -> NDArray[np.float64]:
+    """Return a classifier's probabilities of the held-back examples for all K classes, (M, K)."""
+    found = np.zeros((len(problem.labels), problem.train.classes))
+    found[:, classifier.classes_] = classifier.predict_proba(problem.inputs)
+    return found
+
+
+def accuracy(problem: Problem, classifier: Any) -> float:
+    """Return the percentage of held-back examples that a classifier gets right."""
+    return float(100 * np.mean(probabilities(problem, classifier).argmax(axis=1) == problem.labels))
+
+
+def classification_metrics(problem: Problem, classifier: Any) -> dict[str, float]:
+    """Return accuracy, macro-F1 and expected calibration error, in per cent."""
+    from sklearn.metrics import f1_score
+
+    found = probabilities(problem, classifier)
+    predicted = found.argmax(axis=1)
+    return {
+        "accuracy": 100 * np.mean(predicted == problem.labels),
+        "macro-f1": 100 * f1_score(problem.labels, predicted, average="macro", zero_division=0.0),
+        "ece": 100 * calibration_error(found.max(axis=1), predicted == problem.labels),
+    }
+
+
+def calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_], bins: int = 15) -> float:
+    """Return the expected calibration error: |mean confidence - accuracy| over equal bins, weighted by their sizes.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with its 15 bins.
+    """
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, confidence, bins) - np.bincount(place, correct, bins)
+    return float(np.abs(gaps).sum() / len(confidence))

@@ -1,0 +1,64 @@
+"""The papers' heads on frozen features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from workingpapers.tasks.probe.baselines import FROZEN, tuned
+from workingpapers.tasks.probe.settings import task
+from workingpapers.tasks.protocol import Context
+
+if TYPE_CHECKING:
+    from workingpapers.tasks.probe.examples import Examples
+
+RATES = [{"learning_rate": rate} for rate in (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-5)]
+
+
+def _log(head: Any, context: Context) -> None:
+    """Log a fitted head's loss curve."""
+    for epoch, loss in enumerate(head.loss_curve_, start=1):
+        context.log("training loss by epoch", epoch, loss)
+
+
+@task.entry("standard", paper="moment-probing", needs=["tokens"])
+def moment_probing(train: Examples, context: Context) -> Any:
+    """Second moments of the tokens beside their mean (MomentProbe), hidden width 128."""
+    from workingpapers.methods.heads.moment_probing import MomentProbeClassifier
+
+    options: dict[str, Any] = {"hidden_dim": 128, "max_epochs": context.budget.epochs, "random_state": context.seed}
+    head = tuned(lambda **choice: MomentProbeClassifier(**options, **choice), RATES, train, context)
+    _log(head, context)
+    return head
+
+
+@task.entry(*FROZEN, paper="generative-probe", needs=["pooled"])
+def generative_probe(train: Examples, context: Context) -> Any:
+    """Naive Bayes with one variance per feature (TiedGaussianNB), its smoothing chosen on a validation part."""
+    from workingpapers.methods.heads.naive_bayes import TiedGaussianNB
+
+    # Relative smoothing: features that are (nearly) dead within the classes must not get (nearly) infinite weights.
+    grid = [{"var_smoothing": share} for share in (1e-2, 1e-9, 1e-1, 1e-3, 1e-4, 1.0)]
+    return tuned(lambda **choice: TiedGaussianNB(smoothing="relative", **choice), grid, train, context)
+
+
+@task.entry("standard", paper="grassmann", needs=["pooled"])
+def grassmann(train: Examples, context: Context) -> Any:
+    """A subspace of four dimensions per class, trained on the Grassmannian (GrassmannLinear)."""
+    from workingpapers.methods.heads.grassmann import GrassmannClassifier
+
+    options: dict[str, Any] = {"subspace_dim": 4, "max_epochs": context.budget.epochs, "random_state": context.seed}
+    grid = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.3, 0.01, 1.0, 0.003)]
+    head = tuned(lambda **choice: GrassmannClassifier(**options, **choice), grid, train, context)
+    _log(head, context)
+    return head
+
+
+@task.entry("standard", paper="hyperspherical", needs=["pooled"])
+def hyperspherical(train: Examples, context: Context) -> Any:
+    """Normalised softmax on the unit sphere (NormalizedLinear)."""
+    from workingpapers.methods.heads.hyperspherical import HypersphericalClassifier
+
+    options: dict[str, Any] = {"max_epochs": context.budget.epochs, "random_state": context.seed}
+    head = tuned(lambda **choice: HypersphericalClassifier(**options, **choice), RATES, train, context)
+    _log(head, context)
+    return head

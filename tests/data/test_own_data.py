@@ -1,0 +1,482 @@
+"""The user's own folders, tables, arrays and functions: what is read, and what every bad input is told."""
+
+import io
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from workingpapers.data.datasets import load_dataset
+from workingpapers.data.images import Images, digest, inspect, read_image
+from workingpapers.errors import UserError
+
+RED, GREEN, GREY = (255, 0, 0), (0, 128, 0), (77, 77, 77)
+
+
+def picture(path, colour=RED, size=(6, 4), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path, **options)
+    return path
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(3):
+        picture(tmp_path / "photos/cat" / f"{i}.png", (i, 0, 0))
+        picture(tmp_path / "photos/dog/deeper" / f"{i}.JPG", (0, i, 0), format="JPEG")
+    return tmp_path / "photos"
+
+
+# Pictures
+
+
+def test_exif_orientation_is_honoured():
+    image = Image.new("RGB", (6, 4), "white")
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    array = read_image(encoded(image, exif=exif))
+    assert array.shape == (6, 4, 3)
+    assert tuple(array[0, 3]) == RED
+
+
+@pytest.mark.parametrize(
+    ("image", "colour"),
+    [
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 51)), (204, 204, 204)),  # a fifth of black on white
+        (Image.new("LA", (2, 2), (10, 0)), (255, 255, 255)),
+        (Image.new("L", (2, 2), 77), GREY),
+        (Image.new("1", (2, 2), 1), (255, 255, 255)),
+        (Image.new("RGB", (2, 2), GREEN).quantize(4), GREEN),
+        (Image.fromarray(np.full((2, 2), 77 * 257, np.uint16)), GREY),
+    ],
+    ids=["transparent", "translucent", "grey-alpha", "grey", "bits", "palette", "16-bit"],
+)
+def test_every_mode_becomes_rgb(image, colour):
+    array = read_image(encoded(image))
+    assert array.dtype == np.uint8
+    assert array.shape == (2, 2, 3)
+    assert {tuple(pixel) for pixel in array.reshape(-1, 3).tolist()} == {colour}
+
+
+def test_transparent_palette_lies_on_white():
+    image = Image.new("P", (2, 2), 0)
+    image.putpalette([0, 0, 0])
+    assert (read_image(encoded(image, transparency=0)) == 255).all()
+
+
+def test_cmyk_becomes_rgb():
+    array = read_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"))
+    assert np.abs(array.astype(int) - RED).max() <= 4  # JPEG is lossy
+
+
+def test_floating_point_pictures_are_refused():
+    with pytest.raises(ValueError, match="no fixed range"):
+        read_image(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
+
+
+def test_the_sequence_reads_when_indexed(folder):
+    files = sorted(folder.rglob("*.png"))
+    images = Images(files)
+    assert images[-1][0, 0, 0] == images[2][0, 0, 0] == 2
+    assert [image[0, 0, 0] for image in images[1:]] == [1, 2]
+    assert len(list(images)) == 3
+    with pytest.raises(IndexError):
+        images[3]
+    files[0].unlink()
+    with pytest.raises(FileNotFoundError):
+        images[0]
+
+
+@pytest.mark.parametrize(("total", "broken", "fine"), [(3, 1, True), (3, 2, False), (40, 2, True), (40, 3, False)])
+def test_five_percent_or_one_may_be_unreadable(total, broken, fine):
+    good = encoded(Image.new("RGB", (2, 2)))
+    sources = [good[:40]] * broken + [good] * (total - broken)
+    names = [str(i) for i in range(total)]
+    if fine:
+        seen, skipped = inspect(sources, names)
+        assert seen.count(None) == len(skipped) == broken
+    else:
+        with pytest.raises(UserError, match=f"{broken} of {total} images cannot be read, more than 5%; the first: 0:"):
+            inspect(sources, names)
+
+
+def test_digests_tell_arrays_apart():
+    arrays = [np.zeros(4, np.uint8), np.zeros((2, 2), np.uint8), np.zeros(1, np.uint32), np.array(["a", "b"])]
+    assert len({digest(a) for a in arrays} | {digest("ab"), digest("a", "b"), digest()}) == 7
+
+
+# Folders
+
+
+def test_image_folder(folder):
+    data = load_dataset(str(folder))
+    assert data.class_names == ("cat", "dog")
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.images[2].tolist()[0][0] == [2, 0, 0]
+    assert data.part is data.features is data.masks is None
+    assert data.skipped == ()
+
+
+def test_the_fingerprint_follows_names_and_contents_alone(folder, tmp_path):
+    first = load_dataset(str(folder)).fingerprint
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert load_dataset(str(copy)).fingerprint == first
+    (copy / "cat/0.png").rename(copy / "cat/00.png")
+    renamed = load_dataset(str(copy)).fingerprint
+    picture(copy / "cat/1.png", GREEN)
+    changed = load_dataset(str(copy)).fingerprint
+    (copy / "cat/2.png").rename(copy / "dog/2.png")
+    assert len({first, renamed, changed, load_dataset(str(copy)).fingerprint}) == 4
+
+
+def test_train_and_test_folders_are_parts(folder, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "split" / part)
+    data = load_dataset(str(tmp_path / "split"))
+    assert data.class_names == ("cat", "dog")
+    assert (data.part == "test").sum() == 6
+    assert load_dataset(str(folder)).fingerprint != data.fingerprint
+
+
+def test_an_unreadable_image_is_skipped_and_named(folder):
+    (folder / "cat/1.png").write_bytes((folder / "cat/1.png").read_bytes()[:40])
+    data = load_dataset(str(folder))
+    assert len(data) == len(data.images) == 5
+    assert len(data.skipped) == 1
+    assert data.skipped[0].startswith("cat/1.png: ")
+
+
+def test_hidden_files_and_other_files_are_left_alone(folder):
+    (folder / "cat/notes.txt").write_text("")
+    (folder / "cat/._0.png").write_text("")
+    (folder / ".cache").mkdir()
+    assert len(load_dataset(str(folder))) == 6
+
+
+def make_empty(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def make_flat(folder):
+    make_empty(folder)
+    picture(folder / "0.png")
+
+
+def make_one_class(folder):
+    shutil.rmtree(folder / "dog")
+
+
+def make_hollow(folder):
+    (folder / "bird").mkdir()
+
+
+def make_half_split(folder):
+    (folder / "cat").rename(folder / "train")
+
+
+def lose_a_class(folder):
+    picture(folder / "bird/0.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (make_empty, r"holds no folder of images. Allowed: FOLDER/class"),
+        (make_flat, r"holds no folder of images"),
+        (make_one_class, r"one class only, 'cat'; at least two"),
+        (make_hollow, r"bird holds no images \(.bmp"),
+        (make_half_split, r"has a folder 'train' but no folder 'test'"),
+        (lose_a_class, r"no image of class 'bird' can be read; the first: bird/0.png: "),
+    ],
+)
+def test_bad_folders_are_explained(folder, damage, message):
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(folder))
+
+
+# MVTec's layout
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+    root = tmp_path / "bottle"
+    for i in range(3):
+        picture(root / "train/good" / f"{i}.png", (i, 0, 0))
+    picture(root / "test/good/0.png", GREY)
+    picture(root / "test/crack/0.png", GREEN)
+    picture(root / "test/dirt/7.png", GREEN)
+    for kind, stem in (("crack", "0"), ("dirt", "7")):
+        mask = Image.new("L", (6, 4))
+        mask.putpixel((5, 1), 255)
+        (root / "ground_truth" / kind).mkdir(parents=True)
+        mask.save(root / "ground_truth" / kind / f"{stem}_mask.png")
+    return root
+
+
+def test_mvtec_folder(mvtec):
+    data = load_dataset(str(mvtec))
+    assert data.class_names == ("normal", "anomalous")
+    assert data.part.tolist() == ["train"] * 3 + ["test"] * 3
+    assert data.labels.tolist() == [0, 0, 0, 1, 1, 0]
+    assert [mask.sum() for mask in data.masks] == [0, 0, 0, 1, 1, 0]
+    assert data.masks[3][1, 5]
+    assert all(mask.shape == (4, 6) and mask.dtype == bool for mask in data.masks)
+
+
+def test_mvtec_masks_count_in_the_fingerprint(mvtec):
+    first = load_dataset(str(mvtec)).fingerprint
+    Image.new("L", (6, 4), 255).save(mvtec / "ground_truth/crack/0_mask.png")
+    assert load_dataset(str(mvtec)).fingerprint != first
+    shutil.rmtree(mvtec / "ground_truth")
+    assert load_dataset(str(mvtec)).masks is None
+
+
+def test_mvtec_skips_an_image_with_its_mask(mvtec):
+    (mvtec / "test/crack/0.png").write_bytes(b"")
+    data = load_dataset(str(mvtec))
+    assert [mask.sum() for mask in data.masks] == [0, 0, 0, 1, 0]
+    assert len(data.skipped) == 1
+
+
+def test_bad_masks_are_named(mvtec):
+    mask = mvtec / "ground_truth/dirt/7_mask.png"
+    picture(mask, size=(9, 9))
+    with pytest.raises(UserError, match=r"7_mask.png is 9 x 9 pixels, its image 4 x 6"):
+        load_dataset(str(mvtec))
+    mask.write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 2 masks cannot be read.*7_mask.png"):
+        load_dataset(str(mvtec))
+    mask.unlink()
+    with pytest.raises(UserError, match=r"1 of 2 masks are missing; the first: .*7_mask.png"):
+        load_dataset(str(mvtec))
+
+
+# Tables
+
+
+def frame():
+    return pd.DataFrame({"a": [1.0, 2, 3, 4], "b": [1, 0, 1, 0], "label": ["x", "y", "x", "y"]})
+
+
+def save(table, path):
+    (table.to_parquet if path.suffix == ".parquet" else table.to_csv)(path, index=False)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_numeric_columns_are_features(tmp_path, suffix):
+    data = load_dataset(save(frame(), tmp_path / f"t{suffix}"))
+    np.testing.assert_array_equal(data.features, frame()[["a", "b"]])
+    assert data.class_names == ("x", "y")
+    assert data.labels.tolist() == [0, 1, 0, 1]
+    assert data.part is None
+
+
+def test_csv_and_parquet_of_one_table_have_one_fingerprint(tmp_path):
+    prints = {load_dataset(save(frame(), tmp_path / f"t{s}")).fingerprint for s in (".csv", ".parquet")}
+    prints.add(load_dataset(save(frame().assign(a=0), tmp_path / "u.csv")).fingerprint)
+    assert len(prints) == 2
+
+
+def test_label_and_part_columns(tmp_path):
+    table = frame().rename(columns={"label": "kind"}).assign(part=["train", "train", "test", "test"])
+    data = load_dataset(save(table, tmp_path / "t.csv"), label="kind")
+    assert data.features.shape == (4, 2)
+    assert data.part.tolist() == ["train", "train", "test", "test"]
+
+
+def test_labels_that_pandas_would_take_for_missing_or_numbers(tmp_path):
+    table = frame().assign(label=["NA", "None", "NA", "007"])
+    assert load_dataset(save(table, tmp_path / "t.csv")).class_names == ("007", "NA", "None")
+    table = frame().assign(label=[10, 9, 10, 9])
+    assert load_dataset(save(table, tmp_path / "t.csv")).class_names == ("9", "10")
+
+
+def image_tables(folder):
+    paths = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*.png"))]
+    data = [(folder / p).read_bytes() for p in paths]
+    yield "paths", paths
+    yield "bytes", data
+    yield "structs", [{"bytes": d, "path": None} for d in data]
+
+
+def test_one_image_column(folder):
+    found = {}
+    for kind, column in image_tables(folder):
+        table = pd.DataFrame({"image": column, "width": [1, 2, 3], "label": [1, 0, 1]})
+        data = load_dataset(save(table, folder / f"{kind}.parquet"))
+        assert data.features is None
+        assert [image[0, 0, 0] for image in data.images] == [0, 1, 2]
+        assert data.class_names == ("0", "1")
+        found[kind] = data.fingerprint
+    assert len(set(found.values())) == 1
+
+
+def test_a_missing_image_is_skipped_with_its_row(folder):
+    table = pd.DataFrame({"file": ["cat/0.png", "cat/9.png", "cat/2.png"], "label": ["u", "u", "v"]})
+    data = load_dataset(save(table, folder / "t.csv"))
+    assert data.labels.tolist() == [0, 1]
+    assert data.images[1][0, 0, 0] == 2
+    assert "9.png: FileNotFoundError" in data.skipped[0]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (frame().rename(columns={"label": "labels"}), r"no column 'label' for the labels; nearest: 'labels'"),
+        (frame().assign(label=["x", None, "x", None]), r"2 of 4 rows have no label in column 'label'"),
+        (frame().assign(a=[1, np.nan, np.inf, 2]), r"NaN or infinity: 2 values in 1 columns.*\(2\) in column 'a'"),
+        (frame().assign(city=["p"] * 4, town="q"), r"2 columns hold neither numbers nor images: 'city', 'town'"),
+        (frame().assign(u=["1.png"] * 4, v=["2.png"] * 4), r"several image columns \(u, v\)"),
+        (frame().assign(label="x"), r"one class only, 'x'"),
+        (frame().assign(label=[0.5, 1.25, 2, 3]), r"labels hold 0.5, which is not a whole number"),
+        (frame().assign(part=["train"] * 3 + ["valid"]), r"part holds 'valid'; allowed: 'train', 'test'"),
+        (frame().assign(part="test"), r"every example is of part 'test'"),
+        (frame()[["label"]], r"shape \(4, 0\)"),
+        (frame()[:0], r"holds no rows"),
+        (frame().assign(a="1.png"), r"4 of 4 images cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_bad_tables_are_explained(tmp_path, table, message, suffix):
+    with pytest.raises(UserError, match=message):
+        load_dataset(save(table, tmp_path / f"t{suffix}"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.npz"])
+@pytest.mark.parametrize("content", [b"", b"\x00\xffPK\x03\x04 no table"])
+def test_files_that_are_something_else(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name} (cannot be read|has no column|is damaged)"):
+        load_dataset(str(tmp_path / name))
+
+
+# Arrays
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    return {"features": rng.normal(size=(6, 3)).astype(np.float32), "labels": np.arange(6) % 2} | changes
+
+
+def saved(tmp_path, content):
+    np.savez(tmp_path / "t.npz", **content)
+    return str(tmp_path / "t.npz")
+
+
+def test_npz(tmp_path):
+    data = load_dataset(saved(tmp_path, arrays(class_names=["p", "q"], part=np.repeat(["train", "test"], 3))))
+    np.testing.assert_array_equal(data.features, arrays()["features"])
+    assert data.features.dtype == np.float32
+    assert data.class_names == ("p", "q")
+    assert data.part.tolist() == ["train"] * 3 + ["test"] * 3
+
+
+def test_npz_by_scikit_learn_s_names_and_with_tokens(tmp_path):
+    data = load_dataset(saved(tmp_path, {"X": np.zeros((4, 2, 3), int), "y": np.array(["b", "a", "b", "a"])}))
+    assert data.features.shape == (4, 2, 3)
+    assert data.features.dtype == np.float64
+    assert data.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.arange(5) % 2}, "lengths differ: labels 5, features 6"),
+        ({"part": np.repeat(["train", "test"], 2)}, "lengths differ: labels 6, features 6, part 4"),
+        ({"labels": np.zeros(6, int)}, "one class only"),
+        ({"labels": np.zeros((6, 2), int)}, r"labels have shape \(6, 2\)"),
+        ({"labels": np.array([0, 1, np.nan, 1, 0, np.nan])}, "2 of 6 labels are missing"),
+        ({"features": np.zeros(6)}, r"shape \(6,\); allowed: \(N, D\)"),
+        ({"features": np.zeros((6, 2, 2, 2))}, r"shape \(6, 2, 2, 2\); allowed"),
+        ({"features": np.full((6, 3), np.nan)}, "NaN or infinity: 18 values in 3 columns"),
+        ({"features": np.array([["a"]] * 6)}, "must be numbers"),
+        ({"features": np.array([[None]] * 6)}, "plain arrays"),
+        ({"features": np.zeros((0, 3)), "labels": np.zeros(0, int)}, "is empty"),
+        ({"class_names": ["only"]}, "labels reach from 0 to 1, but 1 class names"),
+        ({"class_names": ["p", "q"], "labels": np.arange(6) - 1}, "labels reach from -1 to 4"),
+        ({"class_names": ["p", "q"], "labels": np.zeros(6)}, "must be .* whole numbers"),
+    ],
+)
+def test_bad_arrays_are_explained(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(saved(tmp_path, arrays(**changes)))
+
+
+def test_npz_without_the_arrays(tmp_path):
+    with pytest.raises(UserError, match=r"no array 'features' \(or 'X'\); it holds: Z"):
+        load_dataset(saved(tmp_path, {"Z": np.zeros(3)}))
+
+
+# Functions
+
+MODULE = """
+import numpy as np
+from workingpapers.data.types import LabelledData
+y = ["b", "a", "b"]
+number = 3
+def features(): return np.arange(6.0).reshape(3, 2), y
+def pixels(): return np.zeros((3, 5, 4), np.uint8), y
+def images(): return [np.full((i + 2, 4, 3), i, np.uint8) for i in range(3)], y
+def whole(): return LabelledData(name="", fingerprint="", labels=np.array([0, 1]), class_names=("a", "b"),
+                                 features=np.eye(2))
+def floats(): return [np.zeros((4, 4, 3))] * 3, y
+def ragged(): return [[1.0], [1.0, 2.0], [3.0]], y
+def nothing(): return None
+def neither(): return LabelledData(name="", fingerprint="", labels=np.array([0, 1]), class_names=("a", "b"))
+def broken(): raise KeyError("photos")
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "own_module.py").write_text(MODULE)
+    (tmp_path / "own_broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)  # the folder where the user is counts
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    sys.modules.pop("own_module", None)
+
+
+@pytest.mark.usefixtures("module")
+def test_functions():
+    assert load_dataset("own_module:features").features.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert load_dataset("own_module:features").labels.tolist() == [1, 0, 1]
+    assert load_dataset("own_module:pixels").images[0].shape == (5, 4, 3)
+    assert [image.shape[0] for image in load_dataset("own_module:images").images] == [2, 3, 4]
+    whole = load_dataset("own_module:whole")
+    assert whole.name == "own_module:whole"
+    assert len(whole.fingerprint) == 64
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_module:feature", "Unknown function in own_module 'feature'. Did you mean 'features'"),
+        ("own_module:number", "Unknown function in own_module 'number'"),
+        ("own_modul:features", "module 'own_modul' cannot be imported .*ModuleNotFoundError"),
+        ("own_broken:features", "module 'own_broken' cannot be imported .*ZeroDivisionError"),
+        ("own_module:broken", "own_module:broken raised KeyError: 'photos'"),
+        ("own_module:nothing", "returned NoneType; allowed: LabelledData, or a pair"),
+        ("own_module:neither", "must hold images or features"),
+        ("own_module:floats", r"an image is float64 \(4, 4, 3\); images must be uint8"),
+        ("own_module:ragged", "own_module:ragged returned features of different lengths"),
+    ],
+)
+def test_bad_functions_are_explained(name, message):
+    with pytest.raises(UserError, match=message):
+        load_dataset(name)
