@@ -1,6 +1,4 @@
 import json
-import math
-import random
 import re
 import sys
 from html.parser import HTMLParser
@@ -8,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urljoin
 
+import demo
 import pytest
+from demo import ENTRIES, EVIL, SETTINGS, run
 
 from workingpapers.errors import UserError
 from workingpapers.papers import catalogue
@@ -16,213 +16,26 @@ from workingpapers.runs import claims, report
 from workingpapers.runs.execute import try_
 from workingpapers.runs.leaderboard import leaderboards
 from workingpapers.runs.report import command, permalink, write_report
-from workingpapers.runs.store import Run, Store
+from workingpapers.runs.store import Store
 from workingpapers.tasks import protocol
-from workingpapers.tasks.protocol import Budget, Conditions, Metric, Prepared, Setting, Task
-
-EVIL = "<script>alert(1)</script>"
-SETTINGS = {
-    "standard": "Classify with frozen features, every label",
-    "few-shot": "Classify with frozen features, five labels a class",
-}
-METRICS = (
-    Metric("accuracy", True, "%", 0.5, "Share of held-back examples whose class was found."),
-    Metric("macro-f1", True, "%", 0.5),
-    Metric("calibration error", False, about="Expected calibration error with 15 bins."),
-)
-# entry: paper, accuracy, spread over seeds, seconds, parameters
-ENTRIES = {
-    "logistic-regression": (None, 88.0, 0.25, 3.1, 12_810),
-    "moment-probing": ("moment-probing", 90.6, 0.3, 41.0, 164_234),
-    "generative-probe": ("generative-probe", 83.1, 0.4, 0.012, 12_810),
-    "grassmann": (None, 88.1, 0.12, 25.0, 40_960),
-    "hyperspherical": (None, 88.9, 1.4, 18.0, 12_800),
-    "lda-shrinkage": (None, 88.6, 0.2, 0.4, 12_810),
-    "linear-svm": (None, 88.0, 0.1, 5.5, 12_810),
-    "knn": (None, 84.9, 0.3, 0.004, 0),
-    "nearest-class-mean": (None, 80.2, 0.35, 0.005, 12_800),
-    "mlp": (None, 89.3, 0.4, 33.0, 333_322),
-    "off-the-shelf-features-of-every-layer": (None, 87.2, 0.5, 9.0, 51_210),
-}
-LEARNERS = ("moment-probing", "grassmann", "hyperspherical", "mlp")
-CARD = """
-slug = "{slug}"
-title = "{title}"
-arxiv = "2302.02334"
-year = 2023
-venue = "ICML 2023"
-code = "https://github.com/example/code"
-topics = ["feature-transfer"]
-task = "demo"
-door = "a scikit-learn classifier; `fit` takes tokens"
-method = "workingpapers.methods.heads.naive_bayes:TiedGaussianNB"
-usage = '''
-from workingpapers.methods.heads.naive_bayes import TiedGaussianNB
-
-probe = TiedGaussianNB().fit(features[:200], labels[:200])
-print(probe.score(features[200:], labels[200:]) > 0.5)  # {evil}
-'''
-summary = '''
-Frozen features are almost always judged with logistic regression. This paper asks whether another linear classifier isn't
-the better probe when labels are few, and gives a theory of how many examples either needs: see `fit`. {evil}
-'''
-notes = ["The per-backbone tables were not read. {evil}"]
-
-[[claims]]
-id = "beats-linear"
-text = "The probe beats logistic regression on frozen features."
-metric = "top-1 accuracy"
-baseline = "logistic regression"
-reported = [{{ on = "ImageNet-1K, ViT-B/16", value = 83.15, baseline = 82.04, unit = "%" }}]
-source = "Table 2"
-verified = true
-check = {{ task = "demo", entry = "{slug}", expect = "helps" }}
-
-[[claims]]
-id = "few-labels"
-text = "With five labels a class the gap is wider still."
-metric = "top-1 accuracy"
-baseline = "logistic regression"
-source = "abstract"
-verified = false
-check = {{ task = "demo", entry = "{slug}", setting = "few-shot", expect = "helps" }}
-
-[[claims]]
-id = "other-entry"
-text = "A second variant does the same."
-metric = "top-1 accuracy"
-baseline = "logistic regression"
-source = "abstract"
-verified = true
-check = {{ task = "demo", entry = "not-there-yet", expect = "helps" }}
-
-[[claims]]
-id = "at-scale"
-text = "It holds for models of a billion parameters."
-metric = "top-1 accuracy"
-baseline = "logistic regression"
-source = "abstract"
-verified = true
-untestable = "Needs a thousand GPU hours. {evil}"
-"""
-
-
-def demo_task():
-    budgets = {
-        "quick": Budget("quick", 2000, 1000, 10, 5),
-        "full": Budget("full", 50_000, 10_000, 100, 20),
-    }
-    settings = [
-        Setting(
-            name=name,
-            title=title,
-            metrics=METRICS,
-            baseline="logistic-regression",
-            data="openmoji",
-            model="efficientnet-lite0",
-            budgets=budgets,
-            prepare=lambda conditions, entries: Prepared("", ""),
-            load=lambda conditions, entry, seed: None,
-            measure=lambda fit, problem, context: {},
-        )
-        for name, title in SETTINGS.items()
-    ]
-    task = Task("demo", title="A demonstration", settings=settings)
-    for name, (paper, *_) in ENTRIES.items():
-        task.entry(*SETTINGS, paper=paper, name=name)(lambda train, context: None)
-    task.entry(name="crashes")(lambda train, context: None)
-    return task
-
-
-def run(entry, seed, *, task="demo", setting="standard", data="openmoji", status="ok", error="", label="label"):
-    paper, accuracy, spread, seconds, parameters = ENTRIES.get(entry, (None, 50.0, 1.0, 1.0, 10))
-    draw = random.Random(f"{entry} {seed} {setting} {data}")
-    shift = -19 if setting == "few-shot" else 0
-    value = accuracy + shift + random.Random(seed).gauss(0, 0.4) + draw.gauss(0, spread)
-    curves = {}
-    if entry in LEARNERS:
-        rate, floor = 4 + 4 * LEARNERS.index(entry), 0.1 + 0.12 * LEARNERS.index(entry)
-        noise = draw.gauss(0, 0.08)
-        curves["training loss"] = [(step, floor + (2.2 + noise) * math.exp(-step / rate)) for step in range(40)]
-    return Run(
-        key=f"{task} {setting} {data} {label} {entry} {seed}",
-        task=task,
-        setting=setting,
-        data=data,
-        data_fingerprint="3f9a0c" * 10,
-        model="efficientnet-lite0",
-        model_fingerprint="77aa10" * 10,
-        budget="quick",
-        entry=entry,
-        paper=paper,
-        seed=seed,
-        status=status,
-        error=error,
-        metrics={"accuracy": value, "macro-f1": value - 2.1, "calibration error": abs(draw.gauss(0.05, 0.01))}
-        if status == "ok"
-        else {},
-        measured={
-            "fit_seconds": seconds * draw.uniform(0.9, 1.1),
-            "predict_seconds": 0.2,
-            "cpu_seconds": seconds,
-            "peak_memory_mb": 480 + parameters / 1000,
-            "peak_gpu_mb": 0.0,
-            "parameters": float(parameters),
-        }
-        if status == "ok"
-        else {},
-        curves=curves if status == "ok" else {},
-        settings={"label": label, "threads": 1, "budget": {"name": "quick", "train": 2000, "test": 1000, "epochs": 10}},
-        versions={"python": "3.11.2", "workingpapers": "0.1.0", "torch": "2.9.1", "numpy": "2.3.5"},
-        hardware={
-            "processor": "Some Processor @ 2.4 GHz",
-            "cores": 2,
-            "memory_gb": 16,
-            "gpu": "",
-            "system": "Linux x86_64",
-        },
-        finished=f"2026-11-25T10:00:{seed:02d}.000+00:00",
-    )
+from workingpapers.tasks.protocol import Conditions
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A task, three cards and a store of about ten entries with five seeds, curves, failures and hostile names."""
+    """The demonstration's task and cards in place of the real ones, its store, and the site written from it."""
     folder = tmp_path_factory.mktemp("world")
-    cards = folder / "cards"
-    cards.mkdir()
-    for slug, title in (
-        ("moment-probing", "Tuning Pre-trained Model via Moment Probing"),
-        ("generative-probe", f"Revisiting Generative Classifiers {EVIL}"),
-    ):
-        (cards / f"{slug}.toml").write_text(CARD.format(slug=slug, title=title, evil=EVIL))
-    described = re.sub(
-        r"method = .*?'''\n(?=summary)", "", CARD.format(slug="din", title="Described", evil=""), flags=re.S
-    )
-    (cards / "din.toml").write_text(described.split("[[claims]]")[0].replace('task = "demo"\n', ""))
-    store = Store(str(folder / "runs.sqlite"))
-    for entry in ENTRIES:
-        for seed in range(5):
-            store.save(run(entry, seed))
-            if entry not in ("grassmann", "hyperspherical"):
-                store.save(run(entry, seed, setting="few-shot"))
-    for seed in range(2):
-        for entry in ("logistic-regression", "knn", "mlp"):
-            store.save(run(entry, seed, data=f"./my photos/{EVIL}"))
-    for seed in range(5):
-        store.save(
-            run("crashes", seed, status="failed", error=f"ValueError: shapes (64, 1280) and (512,) do not fit {EVIL}")
-        )
-    store.save(run("mlp", 5, status="out of memory", error="The process was killed, most likely for want of memory."))
-    store.save(run("gone", 0, task="demo-of-the-past"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "workingpapers.tasks.demo", SimpleNamespace(task=demo_task()))
+        patch.setitem(sys.modules, "workingpapers.tasks.demo", SimpleNamespace(task=demo.demo_task()))
         for module in (protocol, claims):
             patch.setattr(module, "task_names", lambda: ("demo",))
-        patch.setattr(catalogue, "CARDS", cards)
+        patch.setattr(catalogue, "CARDS", demo.write_cards(folder / "cards"))
         catalogue.load_catalogue.cache_clear()
         protocol.load_task.cache_clear()
-        yield SimpleNamespace(store=store, site=write_report(folder / "site", store).parent)
+        store = demo.fill(Store(str(folder / "runs.sqlite")))
+        small = Store(str(folder / "small.sqlite"))
+        small.save(run("crashes", 0, status="timed out", error="after 3 s"))
+        yield SimpleNamespace(store=store, small=small, site=write_report(folder / "site", store).parent)
     catalogue.load_catalogue.cache_clear()
     protocol.load_task.cache_clear()
 
@@ -326,7 +139,7 @@ def test_downloads_hold_the_numbers(world):
 
 def test_permalinks_are_readable_constant_and_distinct():
     at = Conditions("demo", "standard", "./my photos/Ünï", "google/vit", "full")
-    assert permalink(at) == "demo-standard-my-photos-n-google-vit-full-5f1aaec5"
+    assert permalink(at) == "demo-standard-my-photos-n-google-vit-full-fff4ae05"
     other = Conditions("demo", "standard", "./my photos/Ünï", "google/vit", "full", label="species")
     assert permalink(other) != permalink(at)
     assert len(permalink(Conditions("demo", "standard", "x" * 1000, "", "full"))) < 100
@@ -336,21 +149,16 @@ def test_the_command_names_what_is_not_the_default(world):
     def of(*runs):
         return command(leaderboards(runs)[0])
 
-    entries = [name for name in [*ENTRIES, "crashes"]]
-    assert of(*(run(name, 0) for name in entries)) == "papers try demo --seeds 1"
-    some = [
-        run("logistic-regression", 2, data="my photos", label="what is it"),
-        run("knn", 0, data="my photos", label="what is it"),
-    ]
+    assert of(*(run(name, 0) for name in [*ENTRIES, "crashes"])) == "papers try demo --seeds 1"
+    other = {"data": "my photos", "label": "what is it"}
+    some = run("logistic-regression", 2, **other), run("knn", 0, **other)
     assert of(*some) == "papers try demo --data 'my photos' --label 'what is it' --entries knn --seeds 3"
     few = [run("logistic-regression", 0, setting="few-shot"), run("knn", 0, setting="few-shot")]
     assert of(*few) == "papers try demo --setting few-shot --entries knn --seeds 1"
 
 
 def test_a_leaderboard_without_a_finished_run_has_a_page(world, tmp_path):
-    store = Store(str(tmp_path / "runs.sqlite"))
-    store.save(run("crashes", 0, status="timed out", error="after 3 s"))
-    text = board_of(write_report(tmp_path / "site", store).parent, "demo").read_text()
+    text = board_of(write_report(tmp_path / "site", world.small).parent, "demo").read_text()
     assert "No run finished." in text
     assert "timed out: after 3 s" in text
     assert "<figure>" not in text
@@ -394,7 +202,7 @@ def test_an_empty_store_is_refused_with_advice(tmp_path):
 def test_a_store_of_unknown_tasks_is_refused_with_the_reason(world, tmp_path):
     store = Store(str(tmp_path / "runs.sqlite"))
     store.save(run("knn", 0, task="demos"))
-    with pytest.raises(UserError, match="Unknown task 'demos'. Did you mean 'demo'"):
+    with pytest.raises(UserError, match=r"Unknown task 'demos'. Did you mean 'demo'"):
         write_report(tmp_path / "site", store)
 
 
@@ -404,7 +212,7 @@ def test_a_file_where_a_folder_must_be_is_refused(world, tmp_path, where):
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
     with pytest.raises(UserError, match=f"needs a folder at .*{where}"):
-        write_report(tmp_path / "site", world.store)
+        write_report(tmp_path / "site", world.small)
     assert path.read_text() == "mine"
     assert not (tmp_path / "site/index.html").exists()
 
@@ -412,27 +220,27 @@ def test_a_file_where_a_folder_must_be_is_refused(world, tmp_path, where):
 def test_a_folder_where_a_file_must_be_is_refused(world, tmp_path):
     (tmp_path / "index.html").mkdir()
     with pytest.raises(UserError, match=r"needs a file at .*index.html"):
-        write_report(tmp_path, world.store)
+        write_report(tmp_path, world.small)
 
 
 def test_a_page_that_no_report_wrote_is_refused_before_anything_is_written(world, tmp_path):
     (tmp_path / "index.html").write_text("<h1>my home page</h1>")
     with pytest.raises(UserError, match=r"index.html is not from an earlier report"):
-        write_report(tmp_path, world.store)
+        write_report(tmp_path, world.small)
     assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
     assert (tmp_path / "index.html").read_text() == "<h1>my home page</h1>"
 
 
 def test_a_folder_that_cannot_be_written_is_refused(world, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written to /proc/site"):  # refuses even the superuser
-        write_report(Path("/proc/site"), world.store)
+        write_report(Path("/proc/site"), world.small)
 
     def deny(self, target):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "replace", deny)
     with pytest.raises(UserError, match="Permission denied"):
-        write_report(tmp_path / "site", world.store)
+        write_report(tmp_path / "site", world.small)
     assert not [path for path in (tmp_path / "site").rglob("*") if path.is_file()]
 
 
@@ -498,7 +306,8 @@ OVERLAPS = """
 [...document.querySelectorAll('.plot svg')].flatMap(svg => {
     const boxes = [...svg.querySelectorAll('text')].map(t => [t.textContent, t.getBoundingClientRect()]);
     return boxes.flatMap(([a, p], i) => boxes.slice(i + 1)
-        .filter(([b, q]) => p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 3 && q.top < p.bottom - 3)
+        .filter(([b, q]) => p.left < q.right - 1 && q.left < p.right - 1
+            && p.top < q.bottom - 3 && q.top < p.bottom - 3)
         .map(([b, q]) => a + ' / ' + b));
 })
 """

@@ -226,12 +226,14 @@ def _limits(estimates: Sequence[Estimate]) -> tuple[float, float, bool]:
     """
     means = [value.mean for value in estimates]
     halves = [value.half for value in estimates if math.isfinite(value.half)]
-    spread = max(means) - min(means) or max(halves, default=0.0) or abs(means[0]) * 0.05 or 1.0
+    largest = max(abs(mean) for mean in means)
+    spread = max(means) - min(means) or max(halves, default=0.0) or 0.05 * largest or 1.0
+    spread = max(spread, 1e-3 * largest, 1e-9)  # differences below are rounding errors
     floor, ceiling = min(means) - 2 * spread, max(means) + 2 * spread
     lows = [value.low if math.isfinite(value.half) else value.mean for value in estimates]
     highs = [value.high if math.isfinite(value.half) else value.mean for value in estimates]
     low, high = max(min(lows), floor), min(max(highs), ceiling)
-    pad = 0.06 * (high - low) or spread
+    pad = 0.06 * max(high - low, spread)
     return low - pad, high + pad, min(lows) < floor or max(highs) > ceiling
 
 

@@ -292,9 +292,7 @@ def _refuse_what_is_in_the_way(folder: Path, file: Path) -> None:
     except OSError as error:
         raise UserError(f"{file} is in the way and cannot be read: {error.strerror}.") from error
     if is_foreign:
-        raise UserError(
-            f"{file} was not written by `papers report`; it was left as it is. Name another folder with -o."
-        )
+        raise UserError(f"{file} is not from an earlier report, and was left as it is. Name another folder with -o.")
 
 
 def _write(file: Path, text: str) -> None:
