@@ -89,6 +89,15 @@ _KNOWN = [
         "packaged:digits",
     ),
     _info(
+        "glyphs",
+        "Greek, Cyrillic and Armenian letters in five fonts, turned and shifted, 32 × 32 pixels",
+        "drawn with the fonts of package matplotlib",
+        "Apache-2.0; the DejaVu fonts have their own free licence",
+        "3,504 images, 146 classes",
+        partial(_installed, "matplotlib"),
+        "glyphs:glyphs",
+    ),
+    _info(
         "rotated-digits",
         "Digits turned by 0° to 90°, the angle to be told; features, with distances on a path",
         "package scikit-learn",

@@ -19,8 +19,19 @@ from workingpapers.errors import UserError
 
 Status = Literal["ok", "failed", "timed out", "out of memory"]
 
-# Imported once by the server from which every run is forked, so that a run starts in milliseconds.
-PRELOAD = ["torch", "pandas", "sklearn.linear_model", "sklearn.discriminant_analysis", "workingpapers.runs.measure"]
+# Imported once by the server from which every run is forked, so that a run starts in milliseconds and its own time holds
+# no imports. torch.optim imports torch._dynamo at its first step.
+PRELOAD = [
+    "torch._dynamo",
+    "pandas",
+    "sklearn.discriminant_analysis",
+    "sklearn.linear_model",
+    "sklearn.neighbors",
+    "sklearn.neural_network",
+    "sklearn.pipeline",
+    "sklearn.svm",
+    "workingpapers.runs.measure",
+]
 
 
 @dataclass(frozen=True)

@@ -146,4 +146,4 @@ def _device(name: str | None) -> torch.device:
 
 
 def _batch(X: NDArray[Any], rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.asarray(X[rows], dtype=np.float32)).to(device)
+    return torch.from_numpy(X[rows]).to(device).float()

@@ -89,7 +89,7 @@ def lda(train: Examples, context: Context) -> Any:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.pipeline import make_pipeline
 
-    return make_pipeline(LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto")).fit(train.X, train.y)
+    return make_pipeline(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")).fit(train.X, train.y)
 
 
 @task.entry("standard", needs=["pooled"])

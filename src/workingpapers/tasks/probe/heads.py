@@ -11,7 +11,7 @@ from workingpapers.tasks.protocol import Context
 if TYPE_CHECKING:
     from workingpapers.tasks.probe.examples import Examples
 
-RATES = [{"learning_rate": rate} for rate in (3e-3, 1e-3, 1e-2, 3e-4, 3e-2, 1e-4)]
+RATES = [{"learning_rate": rate} for rate in (1e-3, 3e-3, 3e-4, 1e-2, 1e-4, 3e-2)]
 
 
 class Standardised:
@@ -101,6 +101,6 @@ def hyperspherical(train: Examples, context: Context) -> Any:
     from workingpapers.methods.heads.hyperspherical import HypersphericalClassifier
 
     options: dict[str, Any] = {"max_epochs": context.budget.epochs, "random_state": context.seed}
-    found = tuned(lambda **choice: Standardised(HypersphericalClassifier(**options, **choice)), RATES, train, context)
-    _log(found.head, context)
-    return found
+    head = tuned(lambda **choice: HypersphericalClassifier(**options, **choice), RATES, train, context)
+    _log(head, context)
+    return head

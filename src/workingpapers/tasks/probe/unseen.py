@@ -108,4 +108,4 @@ class _NearestPlace:
         """Return the class of each row."""
         from scipy.spatial.distance import cdist
 
-        return cdist(self.regression.predict(X), self.places).argmin(axis=1)
+        return cdist(self.regression.predict(X).reshape(len(X), -1), self.places).argmin(axis=1)
