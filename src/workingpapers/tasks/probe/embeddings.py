@@ -185,15 +185,21 @@ def _transfer(network: Network, seed: int) -> float:
     return 100 * float(probe.score(parts[1], parts[3]))
 
 
-def _encoder() -> nn.Module:
-    """Return the network that every entry trains: four convolutions, batch-normalised, 128 features."""
+def _encoder(seed: int) -> nn.Module:
+    """Return the network that every entry trains: four convolutions, batch-normalised, 128 features.
+
+    A seed's network starts from the same weights whatever is trained on top of it.
+    """
+    import torch
     from torch import nn
+
+    torch.manual_seed(seed)
 
     def block(a: int, b: int) -> list[nn.Module]:
         return [nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
 
     return nn.Sequential(
-        *block(3, 32), *block(32, 64), *block(64, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
+        *block(3, 16), *block(16, 32), *block(32, 64), nn.Conv2d(64, WIDTH, 3, padding=1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     )  # fmt: skip
 
@@ -230,7 +236,7 @@ def _train(
 
     from workingpapers.methods.heads.grassmann import RiemannianSGD, split_param_groups
 
-    encoder = _encoder()
+    encoder = _encoder(context.seed)
     manifold, ordinary = split_param_groups(head) if head is not None else ([], [])
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW([*encoder.parameters(), *ordinary], lr=RATE)]
     if manifold:
@@ -280,10 +286,7 @@ def normalised_softmax(train: Images, context: Context) -> Network:
 @task.entry("novel-classes")
 def untrained(train: Images, context: Context) -> Network:
     """The network as it was initialised: what training adds or takes away."""
-    import torch
-
-    torch.manual_seed(context.seed)
-    return Network(_encoder())
+    return Network(_encoder(context.seed))
 
 
 @task.entry("novel-classes")
@@ -300,14 +303,12 @@ def triplet(train: Images, context: Context) -> Network:
         nearest = distance.masked_fill(same, torch.inf).amin(dim=1)
         return (farthest - nearest + 0.2).clamp_min(0.0).mean()
 
-    torch.manual_seed(context.seed)
     return _train(train, context, loss, balanced=True)
 
 
 @task.entry("novel-classes")
 def contrastive(train: Images, context: Context) -> Network:
     """Contrastive loss on unit embeddings, all pairs of the batch, margin 0.5."""
-    import torch
     from torch.nn import functional as F
 
     def loss(embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -317,7 +318,6 @@ def contrastive(train: Images, context: Context) -> Network:
         other = (labels[:, None] != labels).triu(1)
         return distance[same].square().mean() + (0.5 - distance[other]).clamp_min(0.0).square().mean()
 
-    torch.manual_seed(context.seed)
     return _train(train, context, loss, balanced=True)
 
 

@@ -106,7 +106,7 @@ def _frozen(name: str, title: str, **changes: Any) -> Setting:
 def _trained(name: str, title: str, **changes: Any) -> Setting:
     """Return a setting in which every entry trains the same small network from scratch."""
     budgets = {
-        "quick": Budget("quick", train=2_500, test=1_000, epochs=8, trials=1),
+        "quick": Budget("quick", train=2_500, test=1_000, epochs=20, trials=1),
         "full": Budget("full", train=10_000, test=5_000, epochs=30, trials=1),
     }
     fixed: dict[str, Any] = {
