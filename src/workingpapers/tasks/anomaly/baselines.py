@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from workingpapers.tasks.anomaly.examples import Detector, Examples
 
-NEIGHBOURS = 5  # Bergman et al., "Deep Nearest Neighbor Anomaly Detection", 2020, use 2; 5 is less noisy
+NEIGHBOURS = 5
 VARIANCE = 0.95  # share that the principal components keep
 
 
 class SideBySide:
-    """A scikit-learn model on all levels side by side, each divided by its total standard deviation in training.
+    """A scikit-learn model on all levels side by side, each centred and divided by its total standard deviation.
 
     Every level then weighs the same in a distance, whatever its width and scale; one level alone is only rescaled.
 
@@ -31,6 +31,7 @@ class SideBySide:
     def __init__(self, train: Examples, model: Any, score: Callable[[Any, NDArray[Any]], NDArray[Any]]) -> None:
         import numpy as np
 
+        self.means = [level.mean(axis=0, dtype=np.float64) for level in train.levels]
         totals = [np.sqrt(level.var(axis=0, dtype=np.float64).sum()) for level in train.levels]
         self.scales = [total if total > 0 else 1.0 for total in totals]  # a level that never varies has no scale
         self.model = model.fit(self._joined(train.levels))
@@ -39,7 +40,8 @@ class SideBySide:
     def _joined(self, levels: list[NDArray[Any]]) -> NDArray[Any]:
         import numpy as np
 
-        return np.concatenate([level / scale for level, scale in zip(levels, self.scales, strict=True)], axis=1)
+        parts = zip(levels, self.means, self.scales, strict=True)
+        return np.concatenate([(level - mean) / scale for level, mean, scale in parts], axis=1)
 
     def score(self, levels: list[NDArray[Any]]) -> NDArray[Any]:
         """Return one number per image, (m,); higher is more anomalous."""

@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.features import extract, split_levels
 from workingpapers.data.models import load_model
+from workingpapers.data.splits import stratified, subset
 from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.anomaly.settings import FALSE_ALARMS
 from workingpapers.tasks.anomaly.views import VIEWS, size
-from workingpapers.tasks.probe.examples import stratified, subset
 from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task
 
 FOLDS = 5  # for the scores that normal images get from detectors that have not seen them
+FEWEST = 5  # training images: four for a seed, of which three remain when one is left out
 SHARE = 0.8  # of either part that a seed draws, at most
 MASK_SIDE = 128  # pixels; larger masks are read at this size, or an AUROC would rank hundreds of millions of pixels
 LAYOUT = (
@@ -111,7 +112,7 @@ def pool(conditions: Conditions) -> Pool:
     Normal is the class that the training part holds; all others, which only the test part has, are anomalous.
 
     Raises:
-        UserError: data without parts, anomalies in the training part, fewer than two images in it, or a test part
+        UserError: data without parts, anomalies in the training part, fewer than five images in it, or a test part
             without normal or without anomalous images.
     """
     data = load_dataset(conditions.data, label=conditions.label)
@@ -148,8 +149,8 @@ def _parts(data: LabelledData) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
             f"it must not contain anomalies. {LAYOUT}"
         )
     name = data.class_names[kinds[0]]
-    if len(train) < 2:
-        raise UserError(f"{data.name} has {len(train)} training example; to learn what is normal takes at least two.")
+    if len(train) < FEWEST:
+        raise UserError(f"{data.name} has {len(train)} training examples; to learn what is normal takes {FEWEST}.")
     normal = int((data.labels[test] == kinds[0]).sum())
     if normal == 0 or normal == len(test):
         raise UserError(
@@ -232,8 +233,10 @@ def calibrated(fit: Callable[[Examples], Scorer], train: Examples) -> Detector:
     For data of any kind: the training images are scored by detectors fitted to the four fifths that they are not in,
     and of those m scores the one at rank ceil((m + 1) 0.95) is the threshold. Were the detectors the same as the final
     one, a new normal image would exceed it with a probability of at most 5 %; as they have seen fewer images, their
-    scores are a little high, and so is the threshold. With fewer than 19 images it is the highest score. The extra
-    fits are part of what the entry takes: without them it would have no threshold.
+    scores are a little high, and so is the threshold. Where training images are near copies of each other (crops of
+    one photograph, say) it is too low: an image left out has copies among those kept, a new one has none. With fewer
+    than 19 images it is the highest score. The extra fits are part of what the entry takes: without them it would have
+    no threshold.
 
     Args:
         fit: fits a scorer to examples.

@@ -55,7 +55,7 @@ task = Task(
                     True,
                     "%",
                     margin=1.0,
-                    about="The same for pixels of all held-back images, where the data have masks and the entry localises.",
+                    about="The same for pixels of all held-back images; with masks, and entries that localise.",
                     optional=True,
                 ),
                 Metric(

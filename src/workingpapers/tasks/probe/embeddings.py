@@ -86,7 +86,8 @@ def load(conditions: Conditions, seed: int) -> ImageProblem:
     import numpy as np
     import torch
 
-    from workingpapers.tasks.probe.examples import pool, stratified
+    from workingpapers.data.splits import stratified
+    from workingpapers.tasks.probe.examples import pool
     from workingpapers.tasks.protocol import load_task
 
     data = pool(conditions)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.features import extract
 from workingpapers.data.models import load_model
+from workingpapers.data.splits import by_class, some, stratified, subset
 from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.probe.views import VIEWS
@@ -51,14 +52,14 @@ class Examples:
         if np.bincount(self.y, minlength=1)[np.unique(self.y)].min() < 2:
             return None
         rng = np.random.default_rng(self.seed)
-        held = np.concatenate([_some(rng, rows, max(1, round(share * len(rows)))) for rows in _by_class(self.y)])
+        held = np.concatenate([some(rng, rows, max(1, round(share * len(rows)))) for rows in by_class(self.y)])
         kept = np.setdiff1d(np.arange(len(self)), held)
         return self.take(kept), self.take(np.sort(held))
 
     def growing(self) -> Iterator[tuple[int, Examples]]:
         """Yield sizes and training sets: 2, 5, 10, ... examples a class, each within the next, and last all."""
         rng = np.random.default_rng(self.seed)
-        groups = [rng.permutation(rows) for rows in _by_class(self.y)]
+        groups = [rng.permutation(rows) for rows in by_class(self.y)]
         smallest = min(len(rows) for rows in groups)
         for count in (count for count in LABELS_PER_CLASS if count < smallest):
             rows = np.sort(np.concatenate([group[:count] for group in groups]))
@@ -79,56 +80,6 @@ class Problem:
     train: Examples
     inputs: NDArray[Any]
     labels: NDArray[np.int64]
-
-
-def _by_class(y: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    return [np.flatnonzero(y == label) for label in np.unique(y)]
-
-
-def _some(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    return rng.permutation(rows)[:count]
-
-
-def stratified(rng: np.random.Generator, y: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return about `count` row numbers, sorted, each class in its proportion and with at least two rows."""
-    share = min(1.0, count / len(y))
-    parts = [_some(rng, rows, max(min(2, len(rows)), round(share * len(rows)))) for rows in _by_class(y)]
-    return np.sort(np.concatenate(parts))
-
-
-def subset(data: LabelledData, rows: NDArray[np.int64]) -> LabelledData:
-    """Return some examples of a data set; images stay unread."""
-    return replace(
-        data,
-        labels=data.labels[rows],
-        images=None if data.images is None else _Picked(data.images, rows),
-        features=None if data.features is None else data.features[rows],
-        part=None if data.part is None else data.part[rows],
-        fingerprint=f"{data.fingerprint}-{rows_digest(rows)}",
-    )
-
-
-def rows_digest(rows: NDArray[np.int64]) -> str:
-    """Return a digest of row numbers."""
-    import hashlib
-
-    return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes()).hexdigest()[:16]
-
-
-class _Picked:
-    """Some images of a sequence, read when indexed."""
-
-    def __init__(self, images: Any, rows: NDArray[np.int64]) -> None:
-        self._images, self._rows = images, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._images[int(self._rows[index])]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self._images[int(row)] for row in self._rows)
 
 
 def pool(conditions: Conditions) -> LabelledData:
@@ -199,7 +150,7 @@ def load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     rng = np.random.default_rng([seed, 1])
     if data.part is None:
-        held = np.concatenate([_some(rng, rows, max(2, round(0.3 * len(rows)))) for rows in _by_class(data.labels)])
+        held = np.concatenate([some(rng, rows, max(2, round(0.3 * len(rows)))) for rows in by_class(data.labels)])
         kept = np.setdiff1d(np.arange(len(data)), held)
         share = 1.0
     else:

@@ -123,10 +123,10 @@ task = Task(
     "probe",
     title="Which classifier on frozen features?",
     settings=[
-        _frozen("standard", "accuracy of classifiers on frozen features"),
+        _frozen("standard", "Accuracy of classifiers on frozen features"),
         _frozen(
             "label-efficiency",
-            "how soon classifiers reach their final accuracy as labels are added",
+            "How soon classifiers reach their final accuracy as labels are added",
             metrics=(
                 Metric("convergence", True, "%", 0.5, "Share of its own final accuracy, averaged over label counts."),
                 Metric("mean-accuracy", True, "%", 0.5, "Accuracy averaged over label counts."),
@@ -136,7 +136,7 @@ task = Task(
         ),
         _frozen(
             "unseen-classes",
-            "classes without a training example, on a label space with distances",
+            "Classes without a training example, on a label space with distances",
             data="rotated-digits",
             baseline="argmax",
             metrics=(
@@ -148,7 +148,7 @@ task = Task(
         ),
         _frozen(
             "multi-view",
-            "several views of an image against one",
+            "Several views of an image against one",
             budgets={
                 "quick": Budget("quick", train=800, test=500, epochs=15, trials=3),
                 "full": Budget("full", train=5_000, test=2_000, epochs=30, trials=6),
@@ -156,13 +156,13 @@ task = Task(
         ),
         _frozen(
             "multi-scale",
-            "several scales of an image against one, same frozen backbone",
+            "Several scales of an image against one, same frozen backbone",
             data="openmoji-subgroups",
             baseline="single-scale",
         ),
         _trained(
             "novel-classes",
-            "a small network trained with each head, judged on classes it never saw (5 examples each)",
+            "A small network trained with each head, judged on classes it never saw (5 examples each)",
             data="glyphs",
             metrics=(
                 Metric("disjoint-accuracy", True, "%", 0.5, "Accuracy among novel classes only."),
@@ -172,7 +172,7 @@ task = Task(
         ),
         _trained(
             "representation",
-            "a small network trained with each head: accuracy, and what its features are like",
+            "A small network trained with each head: accuracy, and what its features are like",
             data="mnist-5k",
             metrics=(
                 Metric("accuracy", True, "%", 0.5, ACCURACY.about),
