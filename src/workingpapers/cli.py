@@ -38,7 +38,11 @@ class _Papers(click.Group):
 @click.group(
     cls=_Papers,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Start here:  papers search 'linear probe'  ·  papers show moment-probing  ·  papers try probe",
+    epilog="""\b
+Start here:
+  papers search 'linear probe'
+  papers show moment-probing
+  papers try probe""",
 )
 @click.version_option(__version__, prog_name="papers")
 @click.option("--debug", is_flag=True, help="Show the full traceback of an error.")
@@ -73,14 +77,14 @@ def list_(task: str | None, topic: str | None, year: int | None, status: str | N
     from workingpapers.runs.store import Store
 
     runs = Store(store).runs()
-    shown = terminal.table("slug", "year", "task", "status", "title")
+    shown = terminal.table("slug", "year", "task", "status", "title", names=["year", "task", "status"])
     number = 0
     for card in select(task=task, topic=topic, year=year):
         state = claims.status(card, claims.findings(card, runs))
         if status in (None, state):
-            shown.add_row(card.slug, str(card.year), card.task or "", state, card.title)
+            shown.add_row(card.slug, str(card.year), card.task or "", state, terminal.one_line(card.title))
             number += 1
-    terminal.console.print(shown)
+    terminal.show(shown)
     terminal.say(f"{number} paper{'' if number == 1 else 's'}")
 
 
@@ -97,10 +101,10 @@ def search(query: tuple[str, ...], limit: int) -> None:
     if not hits:
         terminal.say(f"No paper matches {' '.join(query)!r}.")
         return
-    shown = terminal.table("slug", "year", "task", "title")
+    shown = terminal.table("slug", "year", "task", "title", names=["year", "task"])
     for hit in hits[:limit]:
-        shown.add_row(hit.card.slug, str(hit.card.year), hit.card.task or "", hit.card.title)
-    terminal.console.print(shown)
+        shown.add_row(hit.card.slug, str(hit.card.year), hit.card.task or "", terminal.one_line(hit.card.title))
+    terminal.show(shown)
     if len(hits) > limit:
         terminal.say(f"{limit} of {len(hits)} papers; --limit shows more")
 
@@ -109,7 +113,7 @@ def search(query: tuple[str, ...], limit: int) -> None:
 @click.argument("slug")
 @_store_option
 def show(slug: str, store: str | None) -> None:
-    """Show a paper: summary, how to use its method, claims reported beside measured."""
+    """Show a paper and how to use its method. Its claims stand reported beside measured."""
     from workingpapers import terminal
     from workingpapers.papers.catalogue import paper
     from workingpapers.runs import claims
@@ -117,13 +121,13 @@ def show(slug: str, store: str | None) -> None:
 
     card = paper(slug)
     found = claims.findings(card, Store(store).runs())
-    terminal.console.print(terminal.show_card(card, found, claims.status(card, found)))
+    terminal.show(terminal.show_card(card, found, claims.status(card, found)))
 
 
 @main.command(epilog="Example:  papers topics feature-transfer")
 @click.argument("topic", default="pre-trained-models")
 def topics(topic: str) -> None:
-    """Show the topic tree, or the part below a TOPIC, with the number of papers."""
+    """Show the topic tree with numbers of papers. With a TOPIC, only the part below it."""
     from workingpapers import terminal
     from workingpapers.papers.catalogue import select
     from workingpapers.papers.topics import load_topics, path, walk
@@ -133,7 +137,7 @@ def topics(topic: str) -> None:
     for name in walk(topic):
         indent = "  " * (len(path(name)) - above)
         shown.add_row(indent + name, str(len(select(topic=name))), load_topics()[name].gist)
-    terminal.console.print(shown)
+    terminal.show(shown)
 
 
 @main.command()
@@ -142,50 +146,42 @@ def tasks() -> None:
     from workingpapers import terminal
     from workingpapers.tasks.protocol import all_tasks
 
-    shown = terminal.table("task", "setting", "measures", "baseline", "data", "entries", right=["entries"])
-    for task in all_tasks():
-        for setting in task.settings.values():
-            entries = task.select(setting.name)
-            shown.add_row(task.name, setting.name, setting.title, setting.baseline, setting.data, str(len(entries)))
-    terminal.console.print(shown)
+    rows = [
+        (task.name, name, setting.title, setting.baseline, setting.data, str(len(task.select(name))))
+        for task in all_tasks()
+        for name, setting in task.settings.items()
+    ]
+    columns = ("task", "setting", "measures", "baseline", "data", "entries")
+    terminal.show(terminal.sheet(columns, rows, right=["entries"], names=["setting", "baseline", "data"]))
 
 
 @main.command(epilog="Example:  papers entries probe")
 @click.argument("task")
 def entries(task: str) -> None:
-    """List the entries of a TASK: its baselines and its papers' methods."""
+    """List the entries of a TASK. They are its baselines and its papers' methods."""
     from workingpapers import terminal
     from workingpapers.tasks.protocol import load_task
 
-    shown = terminal.table("entry", "paper", "settings", "what it does")
-    for entry in load_task(task).entries.values():
-        shown.add_row(entry.name, entry.paper or "(baseline)", ", ".join(entry.settings), entry.about)
-    terminal.console.print(shown)
+    rows = [(e.name, e.paper or "(baseline)", ", ".join(e.settings), e.about) for e in load_task(task).entries.values()]
+    terminal.show(terminal.sheet(("entry", "paper", "settings", "what it does"), rows, names=["paper"]))
 
 
 @main.command()
 def data() -> None:
-    """List the data sets known by name; paths of your own work wherever a name does."""
+    """List the data sets known by name. A path of your own works wherever a name does."""
+    from workingpapers import terminal
     from workingpapers.data.datasets import DATASETS
 
-    _print_infos(DATASETS)
+    terminal.show(terminal.show_infos(DATASETS.values()))
 
 
 @main.command()
 def models() -> None:
-    """List the models known by name; transformers and timm names and paths work too."""
+    """List the models known by name. The names of transformers and timm and paths work too."""
+    from workingpapers import terminal
     from workingpapers.data.models import MODELS
 
-    _print_infos(MODELS)
-
-
-def _print_infos(infos: Any) -> None:
-    from workingpapers import terminal
-
-    shown = terminal.table("name", "here", "size", "licence", "source", "what it is")
-    for info in infos.values():
-        shown.add_row(info.name, "yes" if info.here() else "no", info.size, info.licence, info.source, info.title)
-    terminal.console.print(shown)
+    terminal.show(terminal.show_infos(MODELS.values()))
 
 
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -222,7 +218,7 @@ Examples:
 @click.option("--entries", metavar="A,B", help="Entries to run (`papers entries TASK`); the baseline always runs too.")
 @_run_options
 def try_(task: str, entries: str | None, **options: Any) -> None:
-    """Measure which methods help on your data: run the entries of a TASK and print the leaderboard.
+    """Measure which methods help on your data. Runs the entries of a TASK and prints the leaderboard.
 
     Finished runs are kept at once; the same command again runs only what is missing or has failed.
     """
@@ -231,8 +227,8 @@ def try_(task: str, entries: str | None, **options: Any) -> None:
 
     with _Live() as live:
         board = run(task, entries=_split(entries), listen=live.update, **options)
-    terminal.console.print(terminal.describe(board), style="bold")
-    terminal.console.print(terminal.show_leaderboard(board))
+    terminal.show(terminal.describe(board), style="bold")
+    terminal.show(terminal.show_leaderboard(board))
     _fail_if_nothing(board.rows)
 
 
@@ -267,7 +263,10 @@ class _Live:
             self._terminal.say(remark)
         self._remarks.update(progress.remarks)
         if self._terminal.errors.is_terminal:
-            self._live.update(self._terminal.show_progress(progress))
+            from workingpapers.runs.leaderboard import leaderboard as rank
+
+            board = rank(progress.runs, progress.conditions) if progress.runs else None
+            self._live.update(self._terminal.show_progress(progress, board))
             return
         if self._seen is None:  # runs of earlier commands are counted, not told again
             self._seen = {run.key for run in progress.runs}
@@ -302,9 +301,9 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
         raise UserError(f"No runs of {' '.join(chosen.values())} in the store yet. `papers try {task}` makes them.")
     for board in boards:
         ranked = rank(board.runs, board.conditions, metric) if metric else board
-        terminal.console.print(terminal.describe(ranked), style="bold")
-        terminal.console.print(terminal.show_leaderboard(ranked))
-        terminal.console.print()
+        terminal.show(terminal.describe(ranked), style="bold")
+        terminal.show(terminal.show_leaderboard(ranked))
+        terminal.show("")
 
 
 @main.command(epilog="Example:  papers reproduce moment-probing gaussian-ad --seeds 3")
@@ -314,7 +313,7 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
 @click.option("--markdown", is_flag=True, help="Print a Markdown table with date and hardware.")
 @_run_options
 def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdown: bool, **options: Any) -> None:
-    """Measure the claims of papers: run what is missing, then print reported beside measured."""
+    """Measure the claims of papers. Runs what is missing, then prints reported beside measured."""
     from workingpapers import terminal
     from workingpapers.papers.catalogue import load_catalogue, paper
     from workingpapers.runs.reproduce import markdown_table
@@ -329,14 +328,14 @@ def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdo
         click.echo(markdown_table(found))
         return
     for card, findings in found:
-        terminal.console.print(terminal.show_findings(findings, card.slug))
+        terminal.show(terminal.show_findings(findings, card.slug))
 
 
 @main.command(epilog="Example:  papers report -o report && open report/index.html")
 @click.option("-o", "--output", default="report", show_default=True, help="Folder to write; made if it isn't there.")
 @_store_option
 def report(output: str, store: str | None) -> None:
-    """Write a static HTML site of all runs: leaderboards, plots, papers."""
+    """Write all runs as a static HTML site. It has leaderboards, plots and a page for each paper."""
     from pathlib import Path
 
     from workingpapers import terminal

@@ -42,7 +42,7 @@ def import_object(kind: str, path: str) -> Any:
     """Return what "package.module:object" names, searching the working directory too.
 
     Raises:
-        UserError: the module cannot be imported, or has no such object.
+        UserError: the path names no module, the module fails when imported, or it has no such object.
     """
     import importlib
     import os
@@ -53,8 +53,9 @@ def import_object(kind: str, path: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"The {kind} {path!r} cannot be imported: {error}.") from error
+    except Exception as error:  # a module of the user's may fail in any way
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"The {kind} {path!r} cannot be imported: {reason}.") from error
     if not hasattr(module, name):
         raise unknown_name(f"object of module {module_name}", name, [n for n in vars(module) if not n.startswith("_")])
     return getattr(module, name)

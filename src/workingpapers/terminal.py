@@ -7,34 +7,82 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import click
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
+from rich.constrain import Constrain
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from workingpapers.data.types import Info
     from workingpapers.papers.card import Card, Claim
     from workingpapers.runs.claims import Finding, Standing
     from workingpapers.runs.execute import Progress
     from workingpapers.runs.leaderboard import Estimate, Leaderboard, Row
     from workingpapers.tasks.protocol import Metric
 
+READABLE = 100  # columns that prose fills at most
 # What is piped keeps one line per row.
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
-errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
+errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 VERDICT_STYLE = {"helps": "green", "hurts": "red", "no difference": "", "needs more seeds": "yellow"}
 STANDING_STYLE = {"reproduced": "green", "not reproduced": "red", "needs more seeds": "yellow"}
 
 
-def table(*columns: str, right: Iterable[str] = ()) -> Table:
-    """Return an empty table in the house's style; the columns named in `right` are numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    numeric = set(right)
-    for index, column in enumerate(columns):
-        justify: Literal["left", "right"] = "right" if column in numeric else "left"
-        made.add_column(column, justify=justify, no_wrap=index == 0 or column in numeric)
+def show(what: RenderableType, style: str = "") -> None:
+    """Print to standard output; lines that are piped end with their last word."""
+    if console.is_terminal:
+        console.print(what, style=style, crop=False)
+        return
+    with console.capture() as captured:
+        console.print(what, crop=False)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def table(*columns: str, right: Iterable[str] = (), names: Iterable[str] = ()) -> Table:
+    """Return an empty table in the house's style.
+
+    Args:
+        columns: heads; an empty one for a column that needs none.
+        right: columns of numbers.
+        names: columns that must not be broken, because people copy from them; the first one always is one.
+    """
+    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0), show_header=any(columns))
+    whole = {columns[0], *right, *names} - {""}
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in set(right) else "left"
+        made.add_column(column, justify=justify, no_wrap=column in whole, overflow="fold")
     return made
+
+
+def sheet(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = (), names: Iterable[str] = ()
+) -> RenderableType:
+    """Return a table, or a few lines for each row where the table is more than half again as wide as the terminal."""
+    rows = list(rows)
+    made = table(*columns, right=right, names=names)
+    for row in rows:
+        made.add_row(*row)
+    if _width(made) <= 1.5 * console.width:
+        return made
+    parts: list[RenderableType] = []
+    for first, *others in rows:
+        lines = table("", "")
+        for name, value in zip(columns[1:], others, strict=True):
+            lines.add_row(Text(f"  {name}", style="dim"), value)
+        parts += [Text(first, style="bold"), lines]
+    return Constrain(Group(*parts), READABLE)
+
+
+def _width(made: Table) -> int:
+    """Return how many columns a table needs to have every cell on one line."""
+    return console.measure(made, options=console.options.update(width=10_000)).maximum
+
+
+def one_line(text: str) -> Text:
+    """Return a cell that is cut with an ellipsis where the terminal is too narrow."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def number(value: float, unit: str = "") -> str:
@@ -63,19 +111,35 @@ def seconds(value: float) -> str:
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
-def show_leaderboard(board: Leaderboard) -> RenderableType:
-    """Return a leaderboard: best first and bold, failures last with their reasons."""
+def show_leaderboard(board: Leaderboard, width: int | None = None) -> RenderableType:
+    """Return a leaderboard: best first and bold, failures last with their reasons.
+
+    Args:
+        board: the leaderboard.
+        width: columns of the terminal; where they are too few, the least important numbers are named, not shown. None
+            takes the width of standard output.
+    """
     metric = board.metric
     others = [m for m in board.setting.metrics if m.name != metric.name]
-    heads = [metric.name, "vs baseline", *(m.name for m in others), "fit s", "memory MB", "parameters"]
-    made = table("entry", heads[0], heads[1], "verdict", *heads[2:], right=heads)
+    names = [m.name for m in others]
+    heads = ["entry", metric.name, "vs baseline", "verdict", *names, "fit s", "memory MB", "parameters"]
+    ranked = [row for row in board.rows if metric.name in row.values]
+    cells = [_cells(row, board, metric, others) for row in ranked]
+    hidden: list[str] = []
+    for less_important in (*reversed(names), "memory MB", "parameters", "fit s", ""):
+        shown = [i for i, head in enumerate(heads) if head not in hidden]
+        made = table(*(heads[i] for i in shown), right=set(heads) - {"entry", "verdict"}, names=["verdict"])
+        for row, line in zip(ranked, cells, strict=True):
+            made.add_row(*(line[i] for i in shown), style="bold" if row.best else "")
+        if _width(made) <= (width or console.width):
+            break
+        hidden.append(less_important)
+    parts: list[RenderableType] = [made]
+    if hidden:
+        parts.append(Text(f"not shown for lack of space: {', '.join(filter(None, hidden))}", style="dim"))
     for row in board.rows:
-        if metric.name in row.values:
-            made.add_row(*_cells(row, board, metric, others), style="bold" if row.best else "")
-    failed = [
-        Text(f"{row.entry}: {reason}", style="red", overflow="fold") for row in board.rows for reason in row.failures
-    ]
-    return Group(made, *failed)
+        parts += [Text(f"{row.entry}: {reason}", style="red", overflow="fold") for reason in row.failures]
+    return Group(*parts)
 
 
 def _cells(row: Row, board: Leaderboard, metric: Metric, others: Sequence[Metric]) -> list[str | Text]:
@@ -100,27 +164,21 @@ def describe(board: Leaderboard) -> str:
     at = board.conditions
     model = f" · model {at.model}" if at.model else ""
     seeds = max((row.seeds for row in board.rows), default=0)
-    return (
-        f"{at.task}, {at.setting}: {board.setting.title} · data {at.data}{model} · {at.budget} budget · {seeds} seeds"
-    )
+    shared = f"data {at.data}{model} · {at.budget} budget · {seeds} seed{'' if seeds == 1 else 's'}"
+    return f"{at.task}, {at.setting}: {board.setting.title} · {shared}"
 
 
-def show_progress(progress: Progress) -> RenderableType:
+def show_progress(progress: Progress, board: Leaderboard | None) -> RenderableType:
     """Return the live view of `papers try`: the leaderboard so far and one line on what runs."""
-    from workingpapers.runs.leaderboard import leaderboard
-
     line = Text(f"{len(progress.runs)} of {progress.total} runs done", style="dim")
     if progress.running:
         line.append(f" · now: {'; '.join(progress.running)}")
-    if not progress.runs:
-        return line
-    return Group(show_leaderboard(leaderboard(progress.runs, progress.conditions)), line)
+    return Group(show_leaderboard(board, errors.width), line) if board else line
 
 
 def show_card(card: Card, found: Sequence[Finding], state: str) -> RenderableType:
     """Return a paper's page for the terminal."""
     facts = table("", "")
-    facts.show_header = False
     rows = [
         ("arXiv", f"https://arxiv.org/abs/{card.arxiv}"),
         ("code", card.code or "no official code"),
@@ -130,22 +188,27 @@ def show_card(card: Card, found: Sequence[Finding], state: str) -> RenderableTyp
         ("status", state),
     ]
     for name, value in rows:
-        facts.add_row(Text(name, style="dim"), Text(value))
+        facts.add_row(Text(name, style="dim"), value)
+    dated = card.venue if str(card.year) in card.venue else f"{card.venue}, {card.year}"
     parts: list[RenderableType] = [
         Text(card.title, style="bold"),
-        Text(f"{card.venue}, {card.year} · {card.slug}", style="dim"),
+        Text(f"{dated} · {card.slug}", style="dim"),
         Text(""),
         Text(" ".join(card.summary.split())),
         Text(""),
         facts,
     ]
-    if card.usage:
-        parts += [Text("\nUse it", style="bold"), Text(card.usage.rstrip("\n"), style="cyan")]
+    if card.usage:  # never broken, so that it can be copied
+        usage = Text(card.usage.strip("\n"), style="cyan", no_wrap=True, overflow="ignore")
+        parts += [Text("\nUse it", style="bold"), usage]
     if found:
         parts += [Text("\nReported beside measured", style="bold"), show_findings(found)]
     if card.notes:
-        parts += [Text("\nNotes", style="bold"), *(Text(f"- {note}") for note in card.notes)]
-    return Group(*parts)
+        notes = table("", "")
+        for note in card.notes:
+            notes.add_row("-", note)
+        parts += [Text("\nNotes", style="bold"), notes]
+    return Constrain(Group(*parts), READABLE)
 
 
 def show_findings(found: Sequence[Finding], slug: str | None = None) -> RenderableType:
@@ -157,7 +220,6 @@ def show_findings(found: Sequence[Finding], slug: str | None = None) -> Renderab
             claim.text, style="not bold"
         )
         lines = table("", "")
-        lines.show_header = False
         lines.add_row(Text("  reported", style="dim"), Text(reported(claim)))
         lines.add_row(Text("  measured", style="dim"), measured(finding))
         parts += [head, lines]
@@ -192,6 +254,12 @@ def measured(finding: Finding) -> Text:
     return text
 
 
+def show_infos(infos: Iterable[Info]) -> RenderableType:
+    """Return what is known of data sets or models."""
+    columns = ("name", "here", "what it is", "size", "licence", "source")
+    return sheet(columns, [(i.name, "yes" if i.here() else "no", i.title, i.size, i.licence, i.source) for i in infos])
+
+
 def say(message: str) -> None:
     """Print a remark to standard error, so that tables can be piped."""
-    errors.print(escape(message), style="dim")
+    errors.print(message, style="dim", soft_wrap=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import sys
@@ -74,7 +75,7 @@ def test_the_index_lists_leaderboards_with_winner_and_verdicts_and_papers_with_f
     assert "3&nbsp;help, 3&nbsp;hurt" in text
     assert "2&nbsp;reproduced" in text
     assert "2&nbsp;not\u00a0reproduced" in text
-    assert "Left out, 1 of demo-of-the-past, standard: Unknown task" in text
+    assert "Left out: what was run of demo-of-the-past, standard (1 in all). Unknown task" in text
     assert "Described" not in text  # a card without method, runs and testable claims
 
 
@@ -88,6 +89,7 @@ def test_a_leaderboard_shows_every_entry_failure_and_how_it_was_made(world):
     assert "2.9.1" in text
     assert text.count("<figure>") == 4  # intervals, time, parameters, one learning curve
     assert "▲</span> helps" in text
+    assert '<td class="n"></td>' in text.partition("linear-svm")[2].partition("</tr>")[0]  # a metric that it lacks
 
 
 def test_a_paper_shows_reported_beside_measured(world):
@@ -159,9 +161,17 @@ def test_the_command_names_what_is_not_the_default(world):
 
 def test_a_leaderboard_without_a_finished_run_has_a_page(world, tmp_path):
     text = board_of(write_report(tmp_path / "site", world.small).parent, "demo").read_text()
-    assert "No run finished." in text
+    assert "No run finished with accuracy." in text
     assert "timed out: after 3 s" in text
     assert "<figure>" not in text
+
+
+def test_runs_from_before_a_metric_existed_have_gaps(world, tmp_path):
+    store = Store(str(tmp_path / "runs.sqlite"))
+    store.save(run("logistic-regression", 0))
+    store.save(dataclasses.replace(run("knn", 0), metrics={"macro-f1": 80.0}))
+    text = board_of(write_report(tmp_path / "site", store).parent, "demo").read_text()
+    assert "80.0" in text.partition(">knn<")[2].partition("</tr>")[0]
 
 
 def test_a_single_seed_and_a_missing_baseline_are_shown_as_they_are(world, tmp_path):
@@ -172,7 +182,7 @@ def test_a_single_seed_and_a_missing_baseline_are_shown_as_they_are(world, tmp_p
     assert json.loads(page.with_suffix(".json").read_text())["rows"][0]["values"]["accuracy"]["half"] is None
 
 
-def test_a_report_of_real_runs(tmp_path):
+def test_a_report_of_real_runs(world, tmp_path):
     store = Store(str(tmp_path / "runs.sqlite"))
     try_("toytask:task", seeds=3, store=store)
     try_("toytask:task", setting="trouble", entries=["raises"], seeds=1, store=store)

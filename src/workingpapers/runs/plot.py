@@ -86,7 +86,7 @@ class Plot:
 
 def plots(board: Leaderboard) -> list[Plot]:
     """Return every plot that a leaderboard has data for; none if no run finished."""
-    if not any(row.values for row in board.rows):
+    if not _ranked(board):
         return []
     made = [
         interval_plot(board),
@@ -101,7 +101,7 @@ def plots(board: Leaderboard) -> list[Plot]:
 def interval_plot(board: Leaderboard) -> Plot:
     """Return the ranking metric of every entry with its 95 % interval, the best on top, and the baseline as a line."""
     metric = board.metric
-    rows = [row for row in board.rows if row.values][::-1]
+    rows = _ranked(board)[::-1]
     low, high, cut = _limits([row.values[metric.name] for row in rows])
     with _figure(0.55 + 0.25 * len(rows)) as (figure, axes):
         for y, row in enumerate(rows):
@@ -135,7 +135,7 @@ def cost_plot(board: Leaderboard, cost: str, title: str, write: Callable[[float]
         write: writes a value of the cost.
     """
     metric = board.metric
-    rows = [row for row in board.rows if row.values]
+    rows = _ranked(board)
     positive = [row.costs[cost] for row in rows if row.costs[cost] > 0]
     if not positive:
         return None
@@ -202,6 +202,11 @@ def curve_plot(board: Leaderboard, name: str, index: int = 0) -> Plot | None:
     parts = ["Mean over seeds; the band is its 95 % interval."]
     parts += [f"The {len(shown)} best of {len(logged)} entries."] if len(logged) > len(shown) else []
     return Plot(_capital(heading), " ".join(parts), svg)
+
+
+def _ranked(board: Leaderboard) -> list[Row]:
+    """Return the rows that have the ranking metric, best first."""
+    return [row for row in board.rows if board.metric.name in row.values]
 
 
 def _averaged(board: Leaderboard, entry: str, name: str) -> dict[float, Estimate]:
@@ -320,7 +325,7 @@ def _gap(box: Sequence[float], point: Sequence[float]) -> float:
 
 def _is_free(box: Sequence[float], frame: Sequence[float], taken: Iterable[Sequence[float]]) -> bool:
     """Return whether a box lies in the frame (a little beyond its right end at most) and touches nothing."""
-    inside = frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] + 8 and box[3] <= frame[3]
+    inside = frame[0] + 3 <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] + 8 and box[3] <= frame[3]
     return inside and not any(
         box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
     )

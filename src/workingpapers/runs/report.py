@@ -66,8 +66,8 @@ class Paper:
 
     @property
     def standings(self) -> Counter[str]:
-        """How many claims have which standing."""
-        return Counter(finding.standing for finding in self.found)
+        """How many claims have which standing, in the order of `BADGES`."""
+        return _ordered(finding.standing for finding in self.found)
 
 
 def write_report(folder: Path, store: Store) -> Path:
@@ -139,7 +139,7 @@ def _boards(runs: Iterable[Run]) -> tuple[list[Leaderboard], list[str]]:
         try:
             boards += leaderboards(group)
         except UserError as error:
-            left_out.append(f"Left out, {len(group)} of {task}, {setting}: {error}")
+            left_out.append(f"Left out: what was run of {task}, {setting} ({len(group)} in all). {error}")
     return boards, left_out
 
 
@@ -260,7 +260,12 @@ def _render(template: str, **values: Any) -> str:
 
 def _verdicts(board: Leaderboard) -> Counter[str]:
     """Return how many entries of a leaderboard have which verdict; "failed" are those of which no run finished."""
-    found: Counter[str] = Counter(row.verdict or "failed" for row in board.rows if row.verdict or not row.values)
+    return _ordered(row.verdict or "failed" for row in board.rows if row.verdict or not row.values)
+
+
+def _ordered(names: Iterable[str]) -> Counter[str]:
+    """Count names, in the order of `BADGES`."""
+    found = Counter(names)
     return Counter({name: found[name] for name in BADGES if found[name]})
 
 

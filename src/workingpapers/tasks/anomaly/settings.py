@@ -41,7 +41,7 @@ task = Task(
     settings=[
         Setting(
             name="standard",
-            title="detection of images unlike the normal ones, which alone are seen in training",
+            title="Detection of images unlike the normal ones, which alone are seen in training",
             metrics=(
                 Metric(
                     "image-auroc",

@@ -1,0 +1,61 @@
+"""Errors that a user can act on: what was given, and what is nearest to it."""
+
+import sys
+
+import pytest
+
+from workingpapers.errors import UserError, import_object, nearest, unknown_name
+
+FEW = ["probe", "anomaly", "long-context"]
+MANY = [f"paper-{index:02d}" for index in range(20)]
+
+
+def test_the_nearest_names_come_first():
+    assert nearest("prob", FEW) == "Did you mean 'probe'?"
+    assert nearest("PROBE", FEW) == "Did you mean 'probe'?"
+    assert nearest("paper-1", ["paper-10", "paper-11", "paper-12", "paper-13"]).count(" or ") == 2  # three at most
+
+
+def test_where_none_is_near_all_are_named_or_the_first_of_many():
+    assert nearest("zzz", FEW) == "Known: anomaly, long-context, probe."
+    assert nearest("zzz", []) == "Known: none."
+    assert nearest("zzz", MANY).endswith("paper-07, ... (20 in all).")
+
+
+def test_an_unknown_name_says_what_it_should_have_been():
+    error = unknown_name("task", "prob", FEW, "`papers tasks` lists them.")
+    assert isinstance(error, ValueError)
+    assert str(error) == "Unknown task 'prob'. Did you mean 'probe'? `papers tasks` lists them."
+    assert str(unknown_name("task", "prob", FEW)) == "Unknown task 'prob'. Did you mean 'probe'?"
+
+
+def test_an_object_is_imported_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_the_folder.py").write_text("answer = 42\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert import_object("function", "math:sqrt")(9) == 3
+    assert import_object("value", "mine_of_the_folder:answer") == 42  # of the working directory
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_such_module:x", "The model 'no_such_module:x' cannot be imported: No module named 'no_such_module'"),
+        ("math:sqroot", "Unknown object of module math 'sqroot'. Did you mean 'sqrt'"),
+        ("math", "Unknown object of module math ''"),
+        (":name", "The model ':name' cannot be imported"),
+        ("", "The model '' cannot be imported"),
+        (".relative:name", "The model '.relative:name' cannot be imported"),
+        ("broken_module_of_the_folder:x", "The model 'broken_module_of_the_folder:x' cannot be imported: SyntaxError"),
+        ("failing_module_of_the_folder:x", "cannot be imported: RuntimeError: no licence key"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(tmp_path, monkeypatch, path, message):
+    (tmp_path / "broken_module_of_the_folder.py").write_text("def f(:\n")
+    (tmp_path / "failing_module_of_the_folder.py").write_text("raise RuntimeError('no licence key')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(UserError) as error:
+        import_object("model", path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,201 @@
+"""What the commands print on terminals of some width, as opposed to what they print into a pipe."""
+
+import io
+from dataclasses import dataclass
+
+import demo
+import pytest
+from rich.console import Console
+
+from workingpapers import terminal
+from workingpapers.data.types import Info
+from workingpapers.papers.catalogue import load_catalogue
+from workingpapers.runs import leaderboard as rank
+from workingpapers.runs.claims import findings
+from workingpapers.runs.leaderboard import Estimate, leaderboards
+from workingpapers.tasks.protocol import Metric
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """Return a function that prints on a terminal of some width and returns the lines, without styles."""
+
+    def call(width, make):
+        shown = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None, markup=False)
+        monkeypatch.setattr(terminal, "console", shown)
+        terminal.show(make())
+        return [line.rstrip() for line in shown.file.getvalue().splitlines()]
+
+    return call
+
+
+@pytest.fixture
+def board(monkeypatch):
+    monkeypatch.setattr(rank, "load_task", lambda name: demo.demo_task())
+    runs = [demo.run(entry, seed) for entry in demo.ENTRIES for seed in range(3)]
+    runs.append(demo.run("crashes", 0, status="failed", error="ValueError: [nothing] to fit"))
+    [made] = leaderboards(runs)
+    return made
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def titles():
+    made = terminal.table("slug", "year", "title", names=["year"])
+    for card in load_catalogue().values():
+        made.add_row(card.slug, str(card.year), terminal.one_line(card.title))
+    return made
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_list_has_one_line_a_paper_and_cuts_titles(printed, width):
+    lines = printed(width, titles)[1:]
+    assert [line.split()[0] for line in lines] == list(load_catalogue())
+    assert max(len(line) for line in lines) <= width
+    for line, card in zip(lines, load_catalogue().values(), strict=True):
+        shown = line.split(maxsplit=2)[2]
+        assert shown == card.title or card.title.startswith(shown.removesuffix("…"))
+
+
+def test_names_are_not_broken_where_prose_can_be(printed):
+    def make():
+        made = terminal.table("name", "baseline", "about", names=["baseline"])
+        made.add_row("a-long-name", "logistic-regression", "words that can stand on several lines " * 3)
+        return made
+
+    lines = printed(60, make)
+    assert lines[1].startswith("a-long-name  logistic-regression  words")
+    assert len(lines) > 3
+
+
+INFO = Info(
+    name="thing",
+    title="What it is, in a sentence of some length",
+    source="package thing (extra: packaged[all])",
+    licence="CC-BY-4.0 (the data), BSD-3-Clause (the package)",
+    size="1,000 images, 10 classes",
+    here=lambda: False,
+    load="nowhere:load",
+)
+
+
+def test_what_is_too_wide_for_a_table_gets_lines_of_its_own(printed):
+    wide = printed(300, lambda: terminal.show_infos([INFO, INFO]))
+    assert len(wide) == 3
+    assert wide[1].startswith("thing  no    What it is")
+    narrow = printed(80, lambda: terminal.show_infos([INFO, INFO]))
+    assert narrow[0] == "thing"
+    assert narrow[1].split() == ["here", "no"]
+    assert "  source      package thing (extra: packaged[all])" in narrow  # brackets are no markup
+    assert max(len(line) for line in narrow) <= 80
+
+
+# --- leaderboards ---------------------------------------------------------------------------------------------------
+
+
+def test_a_wide_leaderboard_shows_everything(printed, board):
+    lines = printed(200, lambda: terminal.show_leaderboard(board))
+    for head in ("entry", "accuracy", "vs baseline", "verdict", "macro-f1", "calibration error", "fit s", "memory MB"):
+        assert head in lines[0]
+    assert lines[1].startswith("moment-probing ")
+    assert any("(baseline)" in line and line.startswith("logistic-regression") for line in lines)
+    assert lines[-1].startswith("crashes: ")
+    assert "ValueError: [nothing] to fit" in lines[-1]
+    assert not any("not shown" in line for line in lines)
+    assert any(" – " in line for line in lines)  # the entry without probabilities has no calibration error
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_leaderboard_names_what_it_leaves_out_and_cuts_nothing(printed, board, width):
+    whole = printed(200, lambda: terminal.show_leaderboard(board))
+    lines = printed(width, lambda: terminal.show_leaderboard(board))
+    assert "calibration error" not in lines[0]
+    rest = " ".join(lines)
+    assert "not shown for lack of space: calibration error" in rest
+    for wide, narrow in zip(whole[1:12], lines[1:12], strict=True):
+        assert narrow.split()[:5] == wide.split()[:5]  # entry, mean ± half, difference
+        assert ("needs more seeds" in narrow) == ("needs more seeds" in wide)
+    assert max(len(line) for line in lines) <= width
+
+
+def test_the_live_view_goes_by_the_width_of_standard_error(board, monkeypatch):
+    @dataclass
+    class Progress:
+        runs: list
+        total: int
+        running: list
+
+    shown = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "errors", shown)
+    shown.print(terminal.show_progress(Progress([1] * 7, 10, ["knn, seed 2"]), board))
+    lines = shown.file.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert lines[-1].strip() == "7 of 10 runs done · now: knn, seed 2"
+    shown.print(terminal.show_progress(Progress([], 10, []), None))
+    assert shown.file.getvalue().splitlines()[-1].strip() == "0 of 10 runs done"
+
+
+def test_a_leaderboard_says_what_it_compares(board):
+    text = terminal.describe(board)
+    for part in ("demo, standard: ", "data openmoji", "model efficientnet-lite0", "quick budget", "3 seeds"):
+        assert part in text
+
+
+# --- cards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_prose_is_wrapped_and_code_is_not(printed, width):
+    card = load_catalogue()["moment-probing"]
+    lines = printed(width, lambda: terminal.show_card(card, findings(card, []), "entry"))
+    code = card.usage.strip("\n").split("\n")
+    at = lines.index(code[0])
+    assert lines[at : at + len(code)] == code
+    assert max(len(line) for line in code) > width or width > 80  # otherwise nothing was tested
+    prose = lines[:at] + lines[at + len(code) :]
+    assert max(len(line) for line in prose) <= min(width, terminal.READABLE)
+
+
+def test_the_year_is_not_said_twice(printed):
+    cards = load_catalogue()
+    for slug, expected in (("moment-probing", "ICCV 2023 · moment-probing"), ("ptm-survey", "2021")):
+        line = printed(100, lambda slug=slug: terminal.show_card(cards[slug], [], "card"))[1]
+        assert expected in line
+        assert line.count(str(cards[slug].year)) == 1
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (terminal.number(91.43, "%"), "91.4"),
+        (terminal.number(0.012345), "0.0123"),
+        (terminal.count(0), "0"),
+        (terminal.count(999), "999"),
+        (terminal.count(12_810), "12.8 k"),
+        (terminal.count(4_050_000), "4.05 M"),
+        (terminal.count(7e9), "7 G"),
+        (terminal.seconds(0.0123), "0.012"),
+        (terminal.seconds(41.4), "41"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(shown, expected):
+    assert shown == expected
+
+
+def test_intervals():
+    accuracy = Metric("accuracy", higher_is_better=True, unit="%")
+    assert terminal.interval(Estimate(91.43, 0.27), accuracy) == "91.4 ± 0.3"
+    assert terminal.interval(Estimate(1.2, 0.2), accuracy, signed=True) == "+1.2 ± 0.2"
+    assert terminal.interval(Estimate(-1.2, 0.2), accuracy, signed=True) == "-1.2 ± 0.2"
+    assert terminal.interval(Estimate(91.43, float("inf")), accuracy) == "91.4"  # one seed
+
+
+def test_remarks_are_one_line_and_no_markup(monkeypatch):
+    shown = Console(file=io.StringIO(), width=40, force_terminal=False, markup=False)
+    monkeypatch.setattr(terminal, "errors", shown)
+    terminal.say("a remark with [brackets] " * 5)
+    assert shown.file.getvalue() == "a remark with [brackets] " * 5 + "\n"
