@@ -51,6 +51,14 @@ def tuned_logistic_regression(train: Examples, context: Context) -> Any:
     )
 
 
+def tuned_svm(train: Examples, context: Context, power: float = 1.0) -> Any:
+    """Fit a linear SVM on features of unit length, after a signed power, C chosen on a validation part."""
+    from workingpapers.methods.features.off_the_shelf import OffTheShelfClassifier
+
+    grid = [{"C": C} for C in (10.0, 1.0, 100.0, 0.1, 1000.0, 0.01)]
+    return tuned(lambda **choice: OffTheShelfClassifier(power=power, **choice), grid, train, context)
+
+
 @task.entry(*FROZEN, "multi-view", needs=["pooled"])
 def logistic_regression(train: Examples, context: Context) -> Any:
     """Logistic regression on standardised features, C chosen on a validation part: the linear probe."""
@@ -131,3 +139,33 @@ def mlp(train: Examples, context: Context) -> Any:
     grid = [{"learning_rate_init": rate} for rate in (1e-3, 3e-4, 3e-3, 1e-4, 1e-2, 3e-5)]
     with warnings.catch_warnings(action="ignore"):  # it may not converge within the budget; no entry has more
         return tuned(make, grid, train, context)
+
+
+@task.entry("standard", needs=["pixels"])
+def pixels_svm(train: Examples, context: Context) -> Any:
+    """Linear SVM on the pixels at 16 × 16: what no model at all gives."""
+    return tuned_svm(train, context)
+
+
+@task.entry("standard", needs=["hog"])
+def hog_svm(train: Examples, context: Context) -> Any:
+    """Linear SVM on histograms of oriented gradients: what hand-made features give."""
+    return tuned_svm(train, context)
+
+
+@task.entry("standard", needs=["random-weights"])
+def random_weights_svm(train: Examples, context: Context) -> Any:
+    """Linear SVM on the features of the packaged network with random weights: pre-training left out."""
+    return tuned_svm(train, context)
+
+
+@task.entry("multi-scale", needs=["scale-1"])
+def single_scale(train: Examples, context: Context) -> Any:
+    """Logistic regression on the features of the image at the base size."""
+    return tuned_logistic_regression(train, context)
+
+
+@task.entry("multi-scale", needs=["scale-2-whole"])
+def double_size(train: Examples, context: Context) -> Any:
+    """Logistic regression on the features of the image at twice the base size, not tiled."""
+    return tuned_logistic_regression(train, context)

@@ -1,19 +1,14 @@
-"""What the entries of `probe` read from an image: views by name, and the entries that compare them."""
+"""What the entries of `probe` read from an image: views by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from workingpapers.tasks.probe.baselines import tuned, tuned_logistic_regression
-from workingpapers.tasks.probe.settings import task
-from workingpapers.tasks.protocol import Context
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from workingpapers.data.types import Backbone, View
-    from workingpapers.tasks.probe.examples import Examples
 
 # Sides in pixels at which the packaged convolutional network is used: smaller than its own 224, so that a laptop's
 # minutes suffice. Any other model is used at the size it was trained at.
@@ -118,58 +113,3 @@ VIEWS: dict[str, Callable[[Backbone], tuple[View, Backbone]]] = {
     "hog": _hog,
     "random-weights": _random_weights,
 }
-
-
-def _svm(train: Examples, context: Context, power: float = 1.0) -> Any:
-    from workingpapers.methods.features.off_the_shelf import OffTheShelfClassifier
-
-    grid = [{"C": C} for C in (10.0, 1.0, 100.0, 0.1, 1000.0, 0.01)]
-    return tuned(lambda **choice: OffTheShelfClassifier(power=power, **choice), grid, train, context)
-
-
-@task.entry("standard", "label-efficiency", "multi-view", paper="off-the-shelf", needs=["pooled"])
-def off_the_shelf_single(train: Examples, context: Context) -> Any:
-    """Unit-length features and a linear SVM, one view (CNN-SVM)."""
-    return _svm(train, context)
-
-
-@task.entry("multi-view", paper="off-the-shelf", needs=["multi-view"])
-def off_the_shelf(train: Examples, context: Context) -> Any:
-    """Sixteen views, signed roots, unit length, linear SVM, summed decisions (CNNaug-SVM)."""
-    return _svm(train, context, power=0.5)
-
-
-@task.entry("standard", needs=["pixels"])
-def pixels_svm(train: Examples, context: Context) -> Any:
-    """Linear SVM on the pixels at 16 × 16: what no model at all gives."""
-    return _svm(train, context)
-
-
-@task.entry("standard", needs=["hog"])
-def hog_svm(train: Examples, context: Context) -> Any:
-    """Linear SVM on histograms of oriented gradients: what hand-made features give."""
-    return _svm(train, context)
-
-
-@task.entry("standard", needs=["random-weights"])
-def random_weights_svm(train: Examples, context: Context) -> Any:
-    """Linear SVM on the features of the packaged network with random weights: pre-training left out."""
-    return _svm(train, context)
-
-
-@task.entry("multi-scale", needs=["scale-1"])
-def single_scale(train: Examples, context: Context) -> Any:
-    """Logistic regression on the features of the image at the base size."""
-    return tuned_logistic_regression(train, context)
-
-
-@task.entry("multi-scale", needs=["scale-2-whole"])
-def double_size(train: Examples, context: Context) -> Any:
-    """Logistic regression on the features of the image at twice the base size, not tiled."""
-    return tuned_logistic_regression(train, context)
-
-
-@task.entry("multi-scale", paper="s2-scaling", needs=["scales-1-2"])
-def s2_scaling(train: Examples, context: Context) -> Any:
-    """Logistic regression on the features of both scales, the larger one in tiles, side by side."""
-    return tuned_logistic_regression(train, context)

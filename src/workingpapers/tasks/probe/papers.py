@@ -1,10 +1,10 @@
-"""The papers' heads on frozen features."""
+"""The papers' entries on frozen features."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from workingpapers.tasks.probe.baselines import FROZEN, tuned
+from workingpapers.tasks.probe.baselines import FROZEN, tuned, tuned_logistic_regression, tuned_svm
 from workingpapers.tasks.probe.settings import task
 from workingpapers.tasks.protocol import Context
 
@@ -104,3 +104,21 @@ def hyperspherical(train: Examples, context: Context) -> Any:
     head = tuned(lambda **choice: HypersphericalClassifier(**options, **choice), RATES, train, context)
     _log(head, context)
     return head
+
+
+@task.entry("standard", "label-efficiency", "multi-view", paper="off-the-shelf", needs=["pooled"])
+def off_the_shelf_single(train: Examples, context: Context) -> Any:
+    """Unit-length features and a linear SVM, one view (CNN-SVM)."""
+    return tuned_svm(train, context)
+
+
+@task.entry("multi-view", paper="off-the-shelf", needs=["multi-view"])
+def off_the_shelf(train: Examples, context: Context) -> Any:
+    """Sixteen views, signed roots, unit length, linear SVM, summed decisions (CNNaug-SVM)."""
+    return tuned_svm(train, context, power=0.5)
+
+
+@task.entry("multi-scale", paper="s2-scaling", needs=["scales-1-2"])
+def s2_scaling(train: Examples, context: Context) -> Any:
+    """Logistic regression on the features of both scales, the larger one in tiles, side by side."""
+    return tuned_logistic_regression(train, context)
