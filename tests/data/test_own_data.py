@@ -466,10 +466,10 @@ def test_functions():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_module:feature", "Unknown function in own_module 'feature'. Did you mean 'features'"),
-        ("own_module:number", "Unknown function in own_module 'number'"),
-        ("own_modul:features", "module 'own_modul' cannot be imported .*ModuleNotFoundError"),
-        ("own_broken:features", "module 'own_broken' cannot be imported .*ZeroDivisionError"),
+        ("own_module:feature", "Unknown object of module own_module 'feature'. Did you mean 'features'"),
+        ("own_module:number", "own_module:number is a int; it must be a function"),
+        ("own_modul:features", "'own_modul:features' cannot be imported: No module named 'own_modul'"),
+        ("own_broken:features", "'own_broken:features' cannot be imported: ZeroDivisionError"),
         ("own_module:broken", "own_module:broken raised KeyError: 'photos'"),
         ("own_module:nothing", "returned NoneType; allowed: LabelledData, or a pair"),
         ("own_module:neither", "must hold images or features"),
@@ -480,3 +480,19 @@ def test_functions():
 def test_bad_functions_are_explained(name, message):
     with pytest.raises(UserError, match=message):
         load_dataset(name)
+
+
+def test_kept_arrays_are_a_data_set_by_path(tmp_path, monkeypatch):
+    from workingpapers.data.own import keep
+
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
+    X, y = np.arange(12.0).reshape(6, 2), ["a", "b"] * 3
+    path = keep(X, y)
+    data = load_dataset(path)
+    np.testing.assert_array_equal(data.features, X)
+    assert [data.class_names[label] for label in data.labels] == y
+    assert keep(X, y) == path
+    assert keep(X + 1, y) != path
+    with pytest.raises(UserError, match="NaN|finite"):
+        keep(np.where(X > 5, np.nan, X), y)
+    assert [file.suffix for file in (tmp_path / "own").iterdir()] == [".npz", ".npz"], "nothing half-written is left"

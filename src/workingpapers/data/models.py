@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
-import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from workingpapers.data.types import Backbone, Info
-from workingpapers.errors import UserError, unknown_name
+from workingpapers.errors import UserError, import_object, unknown_name
 
 if TYPE_CHECKING:
     from workingpapers.data.backbones import ModuleBackbone
@@ -74,7 +72,7 @@ def load_model(name: str) -> Backbone:
         UserError: nothing has this name, or it needs a package, a file or a network that is not there.
     """
     if name in MODELS:
-        return cast(Backbone, _function(MODELS[name].load)())
+        return cast(Backbone, import_object("model", MODELS[name].load)())
     if name.startswith(("timm:", "timm/")):
         return _timm(name)
     if Path(name).expanduser().is_dir():
@@ -88,24 +86,13 @@ def load_model(name: str) -> Backbone:
     raise unknown_name("model", name, MODELS, FORMS)
 
 
-def _function(spec: str) -> Any:
-    module, _, function = spec.partition(":")
-    return getattr(importlib.import_module(module), function)
-
-
 def _own(name: str) -> Backbone:
     """Call a user's function; modules in the working folder are found too."""
     from torch import nn
 
     from workingpapers.data.backbones import ModuleBackbone
 
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function = _function(name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"Model {name!r} cannot be imported: {error}.") from error
-    made = function()
+    made = import_object("model", name)()
     if isinstance(made, nn.Module):
         options = {key: getattr(made, key) for key in ("image_size", "mean", "std") if hasattr(made, key)}
         return ModuleBackbone(name, made, **options)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import hashlib
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workingpapers.data.cache import cache_dir, explained, sync, temporary
 from workingpapers.data.checks import checked, encode
 from workingpapers.data.images import SUFFIXES, Images, Masks, Pixels, Seen, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError, unknown_name
+from workingpapers.errors import UserError, import_object
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 LAYOUT = "Allowed: FOLDER/class/*.jpg, FOLDER/{train,test}/class/*.jpg, or MVTec's train/good, test/good, test/defect."
 
@@ -190,6 +189,34 @@ def from_npz(path: Path, name: str) -> LabelledData:
     )
 
 
+def keep(features: ArrayLike, labels: ArrayLike) -> str:
+    """Write arrays into the cache, where the processes of runs find them, and return the path that `data` takes.
+
+    For notebooks: `try_("probe", data=keep(X, y))`.
+
+    Args:
+        features: (N, D) vectors or (N, L, D) tokens, finite floats.
+        labels: (N,) numbers or texts.
+
+    Raises:
+        UserError: arrays that `from_npz` does not allow, or a cache that cannot be written to.
+    """
+    import numpy as np
+
+    arrays = {"features": np.asarray(features), "labels": np.asarray(labels)}
+    digest = hashlib.sha256(repr([(name, a.shape, a.dtype) for name, a in arrays.items()]).encode())
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    path = cache_dir() / "own" / f"{digest.hexdigest()[:32]}.npz"
+    if not path.exists():
+        with temporary(path) as (file, part), explained(path.parent):
+            np.savez(file, allow_pickle=False, **arrays)
+            sync(file)
+            from_npz(part, "the arrays given")
+            os.replace(part, path)
+    return str(path)
+
+
 def _one_of(arrays: dict[str, NDArray[Any]], names: tuple[str, str], path: Path) -> NDArray[Any]:
     for name in names:
         if name in arrays:
@@ -206,7 +233,9 @@ def from_function(name: str) -> LabelledData:
     Raises:
         UserError: no such module or function, an exception in it, or another result.
     """
-    function = _imported(name)
+    function = import_object("data set", name)
+    if not callable(function):
+        raise UserError(f"{name} is a {type(function).__name__}; it must be a function without arguments.")
     try:
         result = function()
     except Exception as error:
@@ -218,21 +247,6 @@ def from_function(name: str) -> LabelledData:
             f"{name} returned {type(result).__name__}; allowed: LabelledData, or a pair (images or features, labels)."
         )
     return _from_pair(name, *result)
-
-
-def _imported(name: str) -> Callable[[], object]:
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise UserError(f"{name}: module {module_name!r} cannot be imported ({cause}).") from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise unknown_name(f"function in {module_name}", attribute, (n for n in dir(module) if not n.startswith("_")))
-    return function
 
 
 def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:

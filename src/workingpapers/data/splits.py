@@ -23,10 +23,10 @@ def some(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArr
     return rng.permutation(rows)[:count]
 
 
-def stratified(rng: np.random.Generator, y: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Return about `count` row numbers, sorted, each class in its proportion and with at least two rows."""
+def stratified(rng: np.random.Generator, y: NDArray[np.int64], count: int, least: int = 2) -> NDArray[np.int64]:
+    """Return about `count` row numbers, sorted, each class in its proportion and with at least `least` rows."""
     share = min(1.0, count / len(y))
-    parts = [some(rng, rows, max(min(2, len(rows)), round(share * len(rows)))) for rows in by_class(y)]
+    parts = [some(rng, rows, max(min(least, len(rows)), round(share * len(rows)))) for rows in by_class(y)]
     return np.sort(np.concatenate(parts))
 
 
