@@ -30,9 +30,18 @@ class _Papers(click.Group):
         except KeyboardInterrupt:
             click.echo("\npapers: interrupted. What finished is kept; the same command goes on from there.", err=True)
             ctx.exit(130)
+        except (click.exceptions.Exit, click.Abort, click.ClickException):
+            raise
         except BrokenPipeError:
             sys.stderr.close()  # `papers list | head`: the reader has seen enough
             ctx.exit(0)
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            summary = str(error).strip().split("\n")[0]
+            click.echo(f"papers: {type(error).__name__}: {summary}", err=True)
+            click.echo("This looks like a bug; `papers --debug ...` shows where it happened.", err=True)
+            ctx.exit(1)
 
 
 @click.group(

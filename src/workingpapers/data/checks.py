@@ -46,8 +46,8 @@ def finite(features: NDArray[Any], columns: Sequence[str] | None = None) -> NDAr
         columns: D names; None calls them 0, 1, ...
 
     Raises:
-        UserError: other than numbers, NaN or infinity (with the worst column and the counts), no column, or another
-            number of axes.
+        UserError: other than numbers, NaN or infinity (with the worst column and the counts), numbers beyond float32's
+            largest, no column, or another number of axes.
     """
     import numpy as np
 
@@ -64,6 +64,9 @@ def finite(features: NDArray[Any], columns: Sequence[str] | None = None) -> NDAr
             f"The features hold NaN or infinity: {bad.sum()} values in {np.count_nonzero(bad)} columns, most of them "
             f"({bad[worst]}) in column {column!r}."
         )
+    largest = max(floats.max(initial=0), -floats.min(initial=0))
+    if largest > np.finfo(np.float32).max:
+        raise UserError(f"The features hold ±{largest:.3g}, which is beyond float32's largest number, 3.4e+38.")
     return floats
 
 

@@ -92,10 +92,16 @@ def _own(name: str) -> Backbone:
 
     from workingpapers.data.backbones import ModuleBackbone
 
-    made = import_object("model", name)()
-    if isinstance(made, nn.Module):
-        options = {key: getattr(made, key) for key in ("image_size", "mean", "std") if hasattr(made, key)}
-        return ModuleBackbone(name, made, **options)
+    function = import_object("model", name)
+    try:
+        made = function()
+        if isinstance(made, nn.Module):
+            options = {key: getattr(made, key) for key in ("image_size", "mean", "std") if hasattr(made, key)}
+            return ModuleBackbone(name, made, **options)
+    except UserError:
+        raise
+    except Exception as error:  # a function of the user's may fail in any way, and so may its module on a first batch
+        raise UserError(f"Model {name!r} raised {type(error).__name__}: {_first_line(error)}") from error
     if all(hasattr(made, part) for part in ("fingerprint", "image_size", "preprocess", "tokens", "pooled", "levels")):
         return cast(Backbone, made)
     raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: an nn.Module or a Backbone.")

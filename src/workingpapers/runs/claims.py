@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -96,7 +97,7 @@ def _setting(card: Card, check: Check) -> Setting | None:
     """Return the setting of a check, or None while its task or its entry does not exist.
 
     Raises:
-        UserError: the task exists, and lacks the setting or what the entry is compared with.
+        UserError: the task exists, and lacks the setting, the metric or what the entry is compared with.
     """
     if check.task not in task_names():
         return None
@@ -105,6 +106,7 @@ def _setting(card: Card, check: Check) -> Setting | None:
         return None
     try:
         setting = task.setting(check.setting)
+        setting.metric(check.metric)
         task.select(check.setting, [check.entry, *([check.versus] if check.versus else [])])
     except UserError as error:
         raise UserError(f"Card {card.slug}: {error}") from error
@@ -117,7 +119,7 @@ def command_for(check: Check, setting: Setting, data: str | None = None) -> str:
     if check.setting != "standard":
         words += ["--setting", check.setting]
     if (data or check.data or setting.data) != setting.data:
-        words += ["--data", data or check.data or setting.data]
+        words += ["--data", shlex.quote(data or check.data or setting.data)]
     others = [check.versus] if check.versus and check.versus != setting.baseline else []
     return " ".join([*words, "--entries", ",".join([check.entry, *others])])
 

@@ -85,8 +85,10 @@ def try_(
         raise UserError(f"seeds is {seeds}; it must be at least 1.")
     if workers < 1 or threads < 1:
         raise UserError(f"workers is {workers} and threads is {threads}; both must be at least 1.")
-    if timeout is not None and timeout <= 0:
+    if timeout is not None and not timeout > 0:
         raise UserError(f"timeout is {timeout:g} s; it must be above 0.")
+    if isinstance(entries, str):
+        raise UserError(f"entries is {entries!r}; it must be a list of names: [{entries!r}].")
     chosen = load_task(task).setting(setting)
     if budget not in chosen.budgets:
         raise UserError(f"Unknown budget {budget!r}. Known: {', '.join(chosen.budgets)}.")
@@ -96,6 +98,17 @@ def try_(
     with _Session(conditions, selected, kept, threads, timeout, listen) as session:
         session.run(seeds, workers, ray, force)
     return leaderboard(session.runs.values(), conditions)
+
+
+def _unprepared(outcome: Outcome) -> Exception:
+    """Return the error of data or a model that could not be prepared."""
+    if outcome.usage:
+        return UserError(outcome.error)
+    if outcome.status != "failed":
+        return UserError(f"Preparing data and model: {outcome.status}: {outcome.error}.")
+    error = RuntimeError(f"preparing data and model failed: {outcome.error}")
+    error.add_note(outcome.details)
+    return error
 
 
 class _Session:
@@ -115,6 +128,7 @@ class _Session:
         self.runs: dict[str, Run] = {}
         self._running: dict[str, None] = {}
         self._lock = threading.Lock()
+        self._stopping = False
         self._executor: Executor = LocalExecutor()
         self._prepared = Prepared("", "")
         self._total = 0
@@ -130,7 +144,7 @@ class _Session:
         names = tuple(entry.name for entry in self.entries)
         prepared = self._executor.call(measure.prepare, self.conditions, names)
         if prepared.status != "ok":
-            raise UserError(prepared.error) if prepared.usage else RuntimeError(prepared.details or prepared.error)
+            raise _unprepared(prepared)
         self._prepared = prepared.value
         if remote:
             self._executor.close()
@@ -146,6 +160,7 @@ class _Session:
             for future in as_completed([pool.submit(self._run_one, *job) for job in missing]):
                 future.result()
         finally:  # also on Ctrl-C: kill what runs, start nothing more
+            self._stopping = True
             pool.shutdown(wait=False, cancel_futures=True)
             self._executor.close()
             pool.shutdown(wait=True)
@@ -169,6 +184,8 @@ class _Session:
         outcome = self._executor.call(
             measure.execute, self.conditions, entry.name, seed, self.threads, timeout=self.timeout
         )
+        if self._stopping and outcome.status != "ok":
+            return  # killed with everything else: it did not fail
         run = self._row(key, entry, seed, outcome)
         self.store.save(run)
         with self._lock:

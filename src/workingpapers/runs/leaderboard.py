@@ -84,8 +84,8 @@ def compare(values: dict[int, float], baseline: dict[int, float], metric: Metric
 
     Returns:
         The mean difference, entry minus baseline, with its interval (None without a common seed), and the verdict:
-        "helps" or "hurts" when the interval leaves out zero, "no difference" when it lies within ± the metric's margin,
-        and "needs more seeds" when it is too wide to tell or fewer than three seeds are there.
+        "no difference" when the whole interval lies within ± the metric's margin, "helps" or "hurts" when it leaves out
+        zero otherwise, and "needs more seeds" when it is too wide to tell or fewer than three seeds are there.
     """
     common = sorted(values.keys() & baseline.keys())
     if not common:
@@ -93,10 +93,10 @@ def compare(values: dict[int, float], baseline: dict[int, float], metric: Metric
     difference = estimate([values[seed] - baseline[seed] for seed in common])
     if len(common) < FEWEST_SEEDS:
         return difference, "needs more seeds"
-    if difference.low > 0 or difference.high < 0:
-        return difference, "helps" if (difference.mean > 0) == metric.higher_is_better else "hurts"
     if max(-difference.low, difference.high) <= metric.margin:
         return difference, "no difference"
+    if difference.low > 0 or difference.high < 0:
+        return difference, "helps" if (difference.mean > 0) == metric.higher_is_better else "hurts"
     return difference, "needs more seeds"
 
 
@@ -184,7 +184,8 @@ def leaderboard(runs: Iterable[Run], conditions: Conditions, metric: str | None 
     sign = -1 if ranking.higher_is_better else 1
     means = {row.entry: sign * row.values[ranking.name].mean for row in rows if ranking.name in row.values}
     rows.sort(key=lambda row: (means.get(row.entry, math.inf), not row.values, row.entry))
-    ranked = tuple(replace(row, best=index == 0 and row.entry in means) for index, row in enumerate(rows))
+    best = min(means.values(), default=None)
+    ranked = tuple(replace(row, best=row.entry in means and means[row.entry] == best) for row in rows)
     return Leaderboard(conditions, setting, ranking, tuple(latest.values()), ranked)
 
 
@@ -198,9 +199,13 @@ def leaderboards(runs: Iterable[Run]) -> list[Leaderboard]:
         conditions = Conditions(run.task, run.setting, run.data, run.model, run.budget, run.settings["label"])
         meaning = run.data_fingerprint, run.model_fingerprint
         groups.setdefault(conditions, {}).setdefault(meaning, []).append(run)
-    newest = {c: max(meanings.values(), key=lambda group: group[-1].finished) for c, meanings in groups.items()}
+    newest = {conditions: max(meanings.values(), key=_last) for conditions, meanings in groups.items()}
     boards = [leaderboard(group, conditions) for conditions, group in newest.items()]
-    return sorted(boards, key=lambda board: board.runs[-1].finished, reverse=True)
+    return sorted(boards, key=lambda board: _last(board.runs), reverse=True)
+
+
+def _last(runs: Sequence[Run]) -> str:
+    return max(run.finished for run in runs)
 
 
 def seed_values(runs: Iterable[Run], metric: str) -> dict[int, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import inspect
 import math
 import os
 import platform
@@ -16,8 +17,16 @@ from typing import Any
 from workingpapers.errors import UserError
 from workingpapers.tasks.protocol import Conditions, Context, Metric, Prepared, load_task
 
-# Fitted attributes in which scikit-learn keeps what a model learned; what it merely remembers (kNN) doesn't count.
-_LEARNED = ("coef_", "coefs_", "intercept_", "intercepts_", "centroids_", "theta_", "var_", "means_", "components_")
+# Where fitted models keep what they learned; the first group that a model has is counted, so that weights derived from
+# means and variances are not counted beside them. What a model merely remembers (kNN's examples) doesn't count.
+_LEARNED = (
+    ("coef_", "intercept_"),
+    ("coefs_", "intercepts_"),
+    ("theta_", "var_"),
+    ("centroids_",),
+    ("components_", "mean_"),
+    ("mean", "factor", "basis"),
+)
 
 
 def prepare(conditions: Conditions, entries: tuple[str, ...]) -> Prepared:
@@ -114,36 +123,52 @@ def _checked(found: dict[str, float], expected: tuple[Metric, ...]) -> dict[str,
 def count_parameters(model: Any) -> int:
     """Return how many numbers a fitted model learned: trainable tensor elements and scikit-learn's learned arrays.
 
-    Modules and estimators inside a model (pipelines, wrappers, tuples of models) are counted once each.
+    What is inside a model (pipelines, wrappers, tuples of models, closures, the object of a bound method) is counted
+    too, and what is shared is counted once.
     """
     return _count(model, set())
 
 
 def _count(model: Any, seen: set[int]) -> int:
-    import numpy as np
-    from sklearn.base import BaseEstimator
-    from torch import nn
+    from torch import Tensor
 
-    if id(model) in seen:
+    if id(model) in seen or inspect.isclass(model) or type(model).__module__.startswith("sklearn.preprocessing"):
         return 0
     seen.add(id(model))
+    if isinstance(model, Tensor):
+        return model.numel() if model.requires_grad else 0
+    inside = getattr(model, "__dict__", {})
+    learned = next((names for names in _LEARNED if names[0] in inside), ())
+    own = sum(_size(inside.get(name)) for name in learned)
+    return own + sum(_count(part, seen) for part in _parts(model, learned))
+
+
+def _parts(model: Any, counted: Iterable[str]) -> Iterable[Any]:
+    """Return what a model is made of, but for the attributes that are counted already."""
+    from torch import nn
+
+    if inspect.ismodule(model):
+        return ()
     if isinstance(model, nn.Module):
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return model.parameters()
     if isinstance(model, (list, tuple)):
-        return sum(_count(part, seen) for part in model)
+        return model
+    if isinstance(model, dict):
+        return model.values()
     if isinstance(model, functools.partial):
-        return _count([model.func, *model.args, *model.keywords.values()], seen)
-    if hasattr(model, "__closure__"):
-        return sum(_count(cell.cell_contents, seen) for cell in model.__closure__ or ())
-    if hasattr(model, "__self__"):
-        return _count(model.__self__, seen)
-    if not isinstance(model, BaseEstimator) and not hasattr(model, "__dict__"):
-        return 0
-    inside = vars(model)
-    learned: Iterable[Any] = (inside[name] for name in _LEARNED if name in inside)
-    own = sum(np.size(a) for array in learned for a in (array if isinstance(array, list) else [array]))
-    parts = (v for v in inside.values() if isinstance(v, (nn.Module, BaseEstimator, list, tuple)))
-    return own + sum(_count(part, seen) for part in parts)
+        return [model.func, *model.args, *model.keywords.values()]
+    if inspect.ismethod(model):
+        return [model.__self__]
+    if inspect.isfunction(model):
+        return [cell.cell_contents for cell in model.__closure__ or ()]
+    return [value for name, value in getattr(model, "__dict__", {}).items() if name not in counted]
+
+
+def _size(array: Any) -> int:
+    """Return the number of elements of an array, a tensor or a list of them."""
+    if isinstance(array, list):
+        return sum(map(_size, array))
+    return math.prod(array.shape) if hasattr(array, "shape") else 0
 
 
 def peak_memory_mb() -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -19,8 +21,8 @@ from workingpapers.errors import UserError
 
 Status = Literal["ok", "failed", "timed out", "out of memory"]
 
-# Imported once by the server from which every run is forked, so that a run starts in milliseconds and its own time holds
-# no imports. torch.optim imports torch._dynamo at its first step.
+# Imported once by the server from which every run is forked, so that a run starts in milliseconds and its own time
+# holds no imports. torch.optim imports torch._dynamo at its first step.
 PRELOAD = [
     "torch._dynamo",
     "pandas",
@@ -70,6 +72,7 @@ class LocalExecutor:
         self._context: Any = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
         if os.name == "posix":
             self._context.set_forkserver_preload(PRELOAD)
+            _start_server()
         self._alive: set[Any] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -79,11 +82,11 @@ class LocalExecutor:
 
         Args:
             function: importable, not a lambda or a local function.
-            args: picklable.
+            args: picklable; the function finds the caller's environment and working directory, too.
             timeout: seconds from the start of the process; None waits for ever.
         """
         receiver, sender = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(sender, function, args))
+        process = self._context.Process(target=_child, args=(sender, dict(os.environ), function, args))
         with self._lock:
             if self._closed:
                 return Outcome("failed", error="stopped before it started")
@@ -104,18 +107,33 @@ class LocalExecutor:
         with self._lock:
             self._closed = True
             for process in self._alive:
-                process.kill()
+                _kill(process)
+
+
+def _start_server() -> None:
+    """Start the server from which calls are forked, deaf to Ctrl-C: it reaches the whole group, the caller decides."""
+    from multiprocessing import forkserver, resource_tracker
+
+    resource_tracker.ensure_running()  # the server would start it, and unblock the signal in doing so
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _receive(receiver: Connection, process: Any, timeout: float | None) -> Outcome:
-    if not receiver.poll(timeout):
+    """Wait for the result or the end of the process: what it left behind may hold the pipe open for ever."""
+    if not wait([receiver, process.sentinel], timeout):
         return Outcome("timed out", error=f"did not finish in {timeout:g} s")
     try:
-        outcome: Outcome = receiver.recv()
+        if receiver.poll(0):
+            outcome: Outcome = receiver.recv()
+            return outcome
     except (EOFError, ConnectionResetError):
-        process.join(10)
-        return _death(process.exitcode)
-    return outcome
+        pass
+    process.join(10)
+    return _death(process.exitcode)
 
 
 def _death(exitcode: int | None) -> Outcome:
@@ -128,27 +146,44 @@ def _death(exitcode: int | None) -> Outcome:
 
 def _end(process: Any) -> None:
     process.join(0.5)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    _kill(process)
+    process.join()
+
+
+def _kill(process: Any) -> None:
+    """Kill a call's process and what it started."""
+    process.kill()
+    if os.name == "posix":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+_starting = threading.Lock()
 
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
     """Hide the caller's main module: a child would import it again, and run a script that has no `__main__` guard."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _starting:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
-def _child(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _child(
+    sender: Connection, environment: dict[str, str], function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     """Run in the new process: call, report, and never outlive the caller."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides
+    if os.name == "posix":
+        os.setpgrp()  # so that it can be ended together with what it starts
+    os.environ.clear()
+    os.environ.update(environment)  # the server's is as old as the first call
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    sender.send(guarded(function, *args))
+    with contextlib.suppress(BrokenPipeError):  # the caller has gone, and this process goes with it
+        sender.send(guarded(function, *args))
     sender.close()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -159,6 +194,8 @@ def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
+        if os.name == "posix":
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
 
@@ -171,20 +208,32 @@ def guarded(function: Callable[..., Any], *args: Any) -> Outcome:
         usage = isinstance(error, UserError)
         message = str(error).strip() or "no message"
         text = message if usage else f"{type(error).__name__}: {message.splitlines()[0]}"
-        return Outcome(status, error=text, details=traceback.format_exc(), usage=usage)
+        return Outcome(status, error=_printable(text), details=traceback.format_exc(), usage=usage)
+
+
+def _printable(text: str) -> str:
+    """Escape what a database can't store: NUL, and the halves of characters that undecodable file names hold."""
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _is_memory(error: Exception) -> bool:
     """Whether an exception says that memory ran out, in NumPy's, PyTorch's or CUDA's words."""
-    words = ("out of memory", "not enough memory", "can't allocate memory", "unable to allocate")
+    words = (
+        "out of memory",
+        "not enough memory",
+        "can't allocate memory",
+        "cannot allocate memory",
+        "unable to allocate",
+    )
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 class RayExecutor:
-    """The same calls on a Ray cluster, each in a worker process that ends with it.
+    """The same calls on a Ray cluster, each in a process of its own beside a worker of Ray.
 
     Args:
-        address: as `ray.init` takes it: "host:port", "ray://host:port", or "local" for a cluster on this machine.
+        address: as `ray.init` takes it: "host:port", "ray://host:port", or "local" for a cluster on this machine. A
+            program that is connected to a cluster already stays with that one.
 
     Raises:
         UserError: Ray is not installed, or nothing answers at the address.
@@ -197,35 +246,66 @@ class RayExecutor:
             raise UserError("--ray needs Ray: pip install 'workingpapers[ray]'.") from error
         _check_answers(address)
         self._ray = ray
+        self._connected = not ray.is_initialized()
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError, ImportError) as error:
             raise UserError(f"No Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
-        # One call per worker process; a run that fails is the runner's to record, not Ray's to repeat.
-        self._remote = ray.remote(max_calls=1, max_retries=0, num_cpus=1)(guarded)
+        # A run that fails is the runner's to record, not Ray's to repeat.
+        self._remote = ray.remote(max_retries=0, num_cpus=1)(_beside_worker)
+        self._waiting: set[Any] = set()
+        self._lock = threading.Lock()
+        self._closed = False
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float | None = None) -> Outcome:
-        """Run a function on the cluster; the timeout counts from when the call is handed in."""
+        """Run a function on the cluster; the timeout counts from when it starts there."""
         ray = self._ray
-        reference = self._remote.remote(function, *args)
+        with self._lock:
+            if self._closed:
+                return Outcome("failed", error="stopped before it started")
+            reference = self._remote.remote(function, args, timeout)
+            self._waiting.add(reference)
         try:
-            outcome: Outcome = ray.get(reference, timeout=timeout)
-        except ray.exceptions.GetTimeoutError:
-            ray.cancel(reference, force=True)
-            return Outcome("timed out", error=f"did not finish in {timeout:g} s")
+            outcome: Outcome = ray.get(reference)
         except ray.exceptions.OutOfMemoryError as error:
             return Outcome("out of memory", error=str(error).splitlines()[0])
         except ray.exceptions.RayError as error:
             return Outcome("failed", error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        finally:
+            with self._lock:
+                self._waiting.discard(reference)
         return outcome
 
     def close(self) -> None:
-        """Leave the cluster; what still runs there is cancelled."""
-        self._ray.shutdown()
+        """Cancel what still runs, and leave the cluster unless the program was connected to it before."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for reference in self._waiting:
+                self._ray.cancel(reference, force=True)
+        last = time.monotonic() + 10
+        while self._waiting and time.monotonic() < last:
+            time.sleep(0.05)
+        if self._connected:
+            self._ray.shutdown()
+
+
+def _beside_worker(function: Callable[..., Any], args: tuple[Any, ...], timeout: float | None) -> Outcome:
+    """Run a call in a process of its own, as on one machine: workers stay warm, and die of no call."""
+    return _executor_of_worker().call(function, *args, timeout=timeout)
+
+
+@functools.cache
+def _executor_of_worker() -> LocalExecutor:
+    return LocalExecutor()
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address at which nothing listens, before Ray waits for it for minutes."""
+    """Refuse an address at which no Ray listens, before Ray waits for it for minutes.
+
+    Ray speaks gRPC, which is HTTP/2: to the preface of a connection (RFC 9113, 3.4) it answers with a SETTINGS frame.
+    """
     import socket
 
     if address in ("local", "auto"):
@@ -234,6 +314,12 @@ def _check_answers(address: str) -> None:
     if not host or not port.isdigit():
         raise UserError(f"{address!r} is not a Ray address. Allowed: host:port, ray://host:port, local, auto.")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            header = connection.recv(9, socket.MSG_WAITALL)
+    except (OSError, OverflowError) as error:
         raise UserError(f"No Ray cluster answers at {address!r}: {error}.") from error
+    if header[3:4] != b"\x04":
+        raise UserError(f"No Ray cluster answers at {address!r}: what listens there is not Ray.")

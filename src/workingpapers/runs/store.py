@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
@@ -52,6 +53,7 @@ _SCHEMA: list[tuple[str, dict[str, Any]]] = [
         {"version": SCHEMA_VERSION},
     ),
 ]
+_WAIT = 60.0  # seconds that a writer waits for its turn
 _JSON = ("metrics", "measured", "curves", "settings", "versions", "hardware")
 
 
@@ -119,6 +121,7 @@ class Store:
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or default_store()
+        self._shown = _hidden(self.url)
         self._lock = threading.Lock()
         path = self.url.removeprefix("sqlite:///")
         self._database: _Database = _Server(self.url) if "://" in path else _File(Path(path))
@@ -129,13 +132,14 @@ class Store:
         if not tables:
             return  # made with the first run, so that looking at a store never creates one
         if "workingpapers_schema" not in tables:
-            raise UserError(f"{self.url} is a database, but not a store of runs. Name another with --store.")
+            raise UserError(f"{self._shown} is a database, but not a store of runs. Name another with --store.")
         version = int(self._database.query("SELECT version FROM workingpapers_schema", {})[0]["version"])
         if version != SCHEMA_VERSION:
             age = "newer" if version > SCHEMA_VERSION else "older"
             raise UserError(
-                f"The store {self.url} has schema {version}, made by a {age} version of workingpapers; this one reads "
-                f"and writes schema {SCHEMA_VERSION}. It was left as it is: use that version, or name another --store."
+                f"The store {self._shown} has schema {version}, made by a {age} version of workingpapers; this one "
+                f"reads and writes schema {SCHEMA_VERSION}. It was left as it is: use that version, or name another "
+                "--store."
             )
 
     def save(self, run: Run) -> None:
@@ -164,7 +168,13 @@ class Store:
         query = f"SELECT {', '.join(_FIELDS)} FROM workingpapers_runs WHERE {where} ORDER BY finished, key"
         with self._lock:
             rows = self._database.query(query, equal)
-        return [Run(**row | {name: json.loads(row[name]) for name in _JSON}) for row in rows]
+        return [_run(row) for row in rows]
+
+
+def _run(row: dict[str, Any]) -> Run:
+    found = row | {name: json.loads(row[name]) for name in _JSON}
+    found["curves"] = {name: [(x, y) for x, y in points] for name, points in found["curves"].items()}
+    return Run(**found)
 
 
 class _Database(Protocol):
@@ -196,7 +206,7 @@ class _File:
         from urllib.parse import quote
 
         uri = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None)
+        connection = sqlite3.connect(uri, uri=True, timeout=_WAIT, isolation_level=None)
         connection.row_factory = sqlite3.Row
         return connection
 
@@ -216,7 +226,7 @@ class _File:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with closing(self._open("rwc")) as connection:
-                connection.execute("PRAGMA journal_mode = WAL")
+                _use_wal(connection)
                 connection.execute("PRAGMA synchronous = FULL")  # a run that was reported survives a power cut
                 connection.execute("BEGIN IMMEDIATE")
                 for sql, values in statements:
@@ -226,6 +236,19 @@ class _File:
             raise UserError(f"The store {self._path} cannot be written: {error}.") from error
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch a file to write-ahead logging; SQLite does not wait for other connections there, so this does."""
+    last = time.monotonic() + _WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > last:
+                raise
+            time.sleep(0.02)
+
+
 class _Server:
     """A database behind a SQLAlchemy URL."""
 
@@ -233,12 +256,12 @@ class _Server:
         import sqlalchemy
 
         self._sql = sqlalchemy
+        self._shown = _hidden(url)
         try:
             self._engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
-            self._shown = self._engine.url.render_as_string(hide_password=True)
             self.tables()
-        except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError) as error:
-            raise UserError(f"The store {_hidden(url)} cannot be opened: {str(error).splitlines()[0]}") from error
+        except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
+            raise UserError(f"The store {self._shown} cannot be opened: {str(error).splitlines()[0]}") from error
 
     def tables(self) -> set[str]:
         return {name for name in self._sql.inspect(self._engine).get_table_names() if name.startswith("workingpapers_")}
@@ -263,6 +286,6 @@ class _Server:
 
 
 def _hidden(url: str) -> str:
-    """Return the URL without its password."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    """Return a URL without user and password, a path as it is."""
+    scheme, separator, rest = url.partition("://")
+    return scheme + separator + rest.rpartition("@")[2] if separator else url

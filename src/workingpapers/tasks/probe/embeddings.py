@@ -74,11 +74,11 @@ def prepare(conditions: Conditions) -> Prepared:
     Raises:
         UserError: the data are no images, or cannot be used.
     """
-    from workingpapers.tasks.probe.examples import pool
+    from workingpapers.tasks.probe.examples import pool, remarks
 
     data = pool(conditions)
     _images(data)
-    return Prepared(data.fingerprint, "")
+    return Prepared(data.fingerprint, "", remarks(data))
 
 
 def load(conditions: Conditions, seed: int) -> ImageProblem:

@@ -86,7 +86,7 @@ def pool(conditions: Conditions) -> LabelledData:
     """Return the examples that any seed may draw from: twice the budget, the same for all seeds.
 
     Raises:
-        UserError: fewer than two classes, or a class with fewer than five examples.
+        UserError: fewer than two classes, a class with fewer than five examples, or with none in the training part.
     """
     data = load_dataset(conditions.data, label=conditions.label)
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
@@ -102,11 +102,15 @@ def pool(conditions: Conditions) -> LabelledData:
         )
     rng = np.random.default_rng(0)
     if data.part is None:
-        return subset(data, stratified(rng, data.labels, 2 * (budget.train + budget.test)))
+        return subset(data, stratified(rng, data.labels, 2 * (budget.train + budget.test), FEWEST_PER_CLASS))
+    untrained = np.setdiff1d(present, data.labels[data.part == "train"])
+    if len(untrained):
+        names = ", ".join(data.class_names[k] for k in untrained[:5])
+        raise UserError(f"{data.name}: classes without an example to train on: {names}{' ...' * (len(untrained) > 5)}.")
     rows = []
     for part, count in (("train", budget.train), ("test", budget.test)):
         here = np.flatnonzero(data.part == part)
-        rows.append(here[stratified(rng, data.labels[here], 2 * count)])
+        rows.append(here[stratified(rng, data.labels[here], 2 * count, FEWEST_PER_CLASS)])
     return subset(data, np.concatenate(rows))
 
 
@@ -120,8 +124,15 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
         if data.images is not None:
             features(data, backbone, need)
-    skipped = f"{len(data.skipped)} images were skipped: {'; '.join(data.skipped[:3])}"
-    return Prepared(data.fingerprint, backbone.fingerprint, (skipped,) if data.skipped else ())
+    return Prepared(data.fingerprint, backbone.fingerprint, remarks(data))
+
+
+def remarks(data: LabelledData) -> tuple[str, ...]:
+    """Return what the user should know of the data: how many images were skipped, and the first of them."""
+    if not data.skipped:
+        return ()
+    count = len(data.skipped)
+    return (f"{count} image{'s were' if count > 1 else ' was'} skipped: {'; '.join(data.skipped[:3])}",)
 
 
 def features(data: LabelledData, backbone: Backbone, need: str) -> NDArray[Any]:

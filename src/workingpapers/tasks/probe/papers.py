@@ -38,8 +38,9 @@ class Standardised:
         import numpy as np
 
         scaled = np.empty_like(X)
+        largest = np.finfo(X.dtype).max  # float16 may be too small for a channel that was all but constant in training
         for rows in np.array_split(np.arange(len(X)), -(-len(X) // 1024)):  # float32 in passing only
-            scaled[rows] = (X[rows] - self.mean) / self.scale
+            scaled[rows] = np.clip((X[rows] - self.mean) / self.scale, -largest, largest)
         return scaled
 
     @property

@@ -43,13 +43,27 @@ def _measure(fit: Callable[[Any], Any], problem: Problem, context: Context) -> d
 
 
 def _label_efficiency(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
-    """Fit with 2, 5, 10, ... labels a class and once with all, and score each on the same held-back part."""
+    """Fit with 2, 5, 10, ... labels a class and once with all, and score each on the same held-back part.
+
+    Raises:
+        UserError: a class with fewer than three training examples, or nothing right with all of them.
+    """
+    import numpy as np
+
+    from workingpapers.errors import UserError
     from workingpapers.tasks.probe.examples import accuracy
 
+    fewest = int(np.unique(problem.train.y, return_counts=True)[1].min())
+    if fewest < 3:
+        raise UserError(
+            f"This setting needs at least three training examples of each class; the smallest has {fewest}."
+        )
     scores = []
     for size, train in problem.train.growing():
         scores.append(accuracy(problem, fit(train)))
         context.log("accuracy by training examples", size, scores[-1])
+    if scores[-1] == 0:
+        raise UserError("No prediction is right with all labels, so there is no final accuracy to converge to.")
     reached = [100 * score / scores[-1] for score in scores[:-1]]
     return {
         "convergence": sum(reached) / len(reached),
@@ -177,7 +191,14 @@ task = Task(
             metrics=(
                 Metric("accuracy", True, "%", 0.5, ACCURACY.about),
                 Metric("within-class-variance", True, "", 0.0, "Variance of unit features around their class mean."),
-                Metric("transfer-accuracy", True, "%", 0.5, "Accuracy of a linear probe on OpenMoji's groups."),
+                Metric(
+                    "transfer-accuracy",
+                    True,
+                    "%",
+                    0.5,
+                    "Accuracy of a linear probe on OpenMoji's groups.",
+                    optional=True,
+                ),
             ),
             measure=_representation,
         ),

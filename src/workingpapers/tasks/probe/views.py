@@ -40,12 +40,13 @@ def _tokens(backbone: Backbone) -> tuple[View, Backbone]:
 
 def _multi_view(backbone: Backbone) -> tuple[View, Backbone]:
     """The pooled vectors of 16 views, (16, D): whole, crops, rotations, mirrored."""
+    import torch
+
     from workingpapers.data.types import View
     from workingpapers.methods.features.off_the_shelf import multi_view
 
     def read(model: Backbone, batch: Tensor) -> Tensor:
-        views = multi_view(batch)
-        return model.pooled(views.flatten(0, 1)).reshape(*views.shape[:2], -1)
+        return torch.stack([model.pooled(view) for view in multi_view(batch).unbind(1)], dim=1)  # one at a time: memory
 
     return View("multi-view", _size(backbone), read), backbone
 

@@ -1,0 +1,168 @@
+"""Tasks, settings and entries by name, and what is refused."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import toytask
+
+from workingpapers.errors import UserError
+from workingpapers.tasks import protocol
+from workingpapers.tasks.protocol import Budget, Context, Task, load_task, task_names
+
+
+def names(entries):
+    return [entry.name for entry in entries]
+
+
+@pytest.fixture
+def task():
+    """A task of three entries in two settings, whose names differ."""
+    other = replace(toytask.setting("few-shot"), baseline="second")
+    made = Task("made", title="Made", settings=[toytask.setting("standard"), other])
+
+    @made.entry()
+    def base(train, context):
+        """The baseline.
+
+        More about it.
+        """
+
+    @made.entry("standard", "few-shot", paper="some-paper", needs=["tokens"])
+    def second_one(train, context):
+        pass
+
+    @made.entry("few-shot", name="second")
+    def another(train, context):
+        pass
+
+    return made
+
+
+def test_entries_are_registered_after_their_functions(task):
+    assert list(task.entries) == ["base", "second-one", "second"]
+    entry = task.entries["second-one"]
+    assert (entry.paper, entry.needs, entry.settings) == ("some-paper", ("tokens",), ("standard", "few-shot"))
+    assert entry.about == ""
+    assert task.entries["base"].settings == ("standard",)
+    assert task.entries["base"].about == "The baseline."
+
+
+def test_registering_leaves_the_function_as_it_is(task):
+    def fit(train, context):
+        return train
+
+    assert task.entry(name="kept")(fit) is fit
+    assert task.entries["kept"].fit is fit
+
+
+def test_two_entries_of_one_name_are_refused(task):
+    with pytest.raises(ValueError, match="task made has two entries called 'base'"):
+        task.entry(name="base")(lambda train, context: None)
+
+
+def test_an_entry_in_a_setting_that_is_not_there_is_refused(task):
+    with pytest.raises(ValueError, match=r"entry 'x' names settings that task made lacks: \['nowhere'\]"):
+        task.entry("standard", "nowhere", name="x")(lambda train, context: None)
+    assert "x" not in task.entries
+
+
+def test_select(task):
+    assert names(task.select("standard")) == ["base", "second-one"]
+    assert names(task.select("few-shot")) == ["second-one", "second"]
+    assert names(task.select("standard", ["second-one", "second-one"])) == ["base", "second-one"]  # baseline first
+    assert names(task.select("standard", [])) == ["base"]
+    assert names(task.select("few-shot", iter(["second"]))) == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "wanted", "message"),
+    [
+        ("standard", ["second-on"], "Unknown entry 'second-on'. Did you mean 'second-one'"),
+        ("standard", ["zzz"], "Known: base, second-one. `papers entries made` lists them."),
+        ("standard", ["second"], "Entry 'second' takes part in few-shot, not in 'standard'. Add --setting."),
+        ("standart", None, "Unknown setting of task made 'standart'. Did you mean 'standard'?"),
+    ],
+)
+def test_select_refuses_names_it_does_not_know(task, setting, wanted, message):
+    with pytest.raises(UserError) as caught:
+        task.select(setting, wanted)
+    assert message in str(caught.value)
+
+
+def test_metrics_by_name():
+    setting = toytask.setting("standard")
+    assert setting.metric() is toytask.ACCURACY
+    assert setting.metric("loss") is toytask.LOSS
+    with pytest.raises(UserError, match=r"Unknown metric 'los'. Did you mean 'loss'?"):
+        setting.metric("los")
+
+
+def test_logged_points_are_plain_numbers():
+    context = Context(seed=0, budget=Budget("quick", 1, 1, 1, 1))
+    context.log("loss", 1, toytask.np.float32(0.5))
+    context.log("loss", 2, 0.25)
+    context.log("accuracy", 1, 90)
+    assert context.curves == {"loss": [(1.0, 0.5), (2.0, 0.25)], "accuracy": [(1.0, 90.0)]}
+    assert all(type(number) is float for curve in context.curves.values() for point in curve for number in point)
+
+
+def test_every_task_of_the_package_loads_and_is_consistent():
+    assert "probe" in task_names()
+    assert "protocol" not in task_names()
+    for name in task_names():
+        found = load_task(name)
+        assert found.name == name
+        assert "standard" in found.settings
+        for setting in found.settings.values():
+            chosen = names(found.select(setting.name))
+            assert setting.baseline in chosen
+            assert found.entries[setting.baseline].paper is None
+            assert not setting.metrics[0].optional
+            assert set(setting.budgets) == {"quick", "full"}
+        assert all(entry.about for entry in found.entries.values())
+
+
+def test_loading_tasks_imports_nothing_heavy():
+    code = (
+        "import sys; from workingpapers.tasks.protocol import all_tasks; all_tasks();"
+        "print({'numpy', 'torch', 'sklearn', 'pandas', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_task_of_one_s_own_is_found_in_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "my_own_task.py").write_text("from toytask import task as mine\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert load_task("my_own_task:mine") is toytask.task
+    with pytest.raises(UserError, match=r"my_own_task:number is a int, not a workingpapers.tasks.protocol.Task"):
+        load_task("my_own_task:number")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prob", "Unknown task 'prob'. Did you mean 'probe'?"),
+        ("protocol", "Unknown task 'protocol'"),
+        ("", "Unknown task ''"),
+        ("no_such_module:task", "cannot be imported: No module named 'no_such_module'"),
+        ("toytask:nothing", "Unknown object of module toytask 'nothing'"),
+        ("toytask:", "Unknown object of module toytask ''"),
+        (":task", "cannot be imported"),
+    ],
+)
+def test_tasks_that_are_not_there(name, message):
+    with pytest.raises(UserError) as caught:
+        load_task(name)
+    assert message in str(caught.value)
+
+
+def test_a_module_of_one_s_own_that_fails_is_a_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "my_broken_task.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(UserError, match="'my_broken_task:task' cannot be imported: ZeroDivisionError"):
+        protocol.load_task("my_broken_task:task")
