@@ -109,7 +109,7 @@ def demo_task():
             model="efficientnet-lite0",
             budgets=budgets,
             prepare=lambda conditions, entries: Prepared("", ""),
-            load=lambda conditions, entry, seed: None,
+            load=lambda conditions, entry, seed, prepared: None,
             measure=lambda fit, problem, context: {},
         )
         for name, title in SETTINGS.items()

@@ -109,7 +109,7 @@ def test_nothing_finished_is_exit_code_1(store):
 def test_what_users_can_mend_is_one_line_and_exit_code_2(store, words, message):
     done = papers(*words, store=store)
     assert done.exit_code == 2
-    assert done.stderr.startswith("papers: ")
+    assert "\npapers: " in f"\n{done.stderr}"
     assert message in done.stderr
     assert "Traceback" not in done.output
     assert not os.path.exists(store)

@@ -20,7 +20,7 @@ def prepare(conditions, entries):
     return Prepared(data_fingerprint=conditions.data, model_fingerprint="", remarks=("1 image was skipped",))
 
 
-def load(conditions, entry, seed):
+def load(conditions, entry, seed, prepared):
     return np.random.default_rng(seed).normal(size=100)
 
 

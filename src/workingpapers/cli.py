@@ -259,8 +259,6 @@ class _Live:
         self._seen: set[str] | None = None
         self._remarks: set[str] = set()
         self._live = Live(console=terminal.errors, transient=True, refresh_per_second=4)
-        if terminal.errors.is_terminal:
-            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -268,6 +266,12 @@ class _Live:
 
     def update(self, progress: Progress) -> None:
         """Take in a change."""
+        if progress.total == 0:  # the process that prepares shows how far it is; this one keeps out of its way
+            self._live.stop()
+            self._seen = None
+            model = f" and {progress.conditions.model}" if progress.conditions.model else ""
+            self._terminal.say(f"Preparing {progress.conditions.data}{model} ...")
+            return
         for remark in set(progress.remarks) - self._remarks:
             self._terminal.say(remark)
         self._remarks.update(progress.remarks)
@@ -275,6 +279,7 @@ class _Live:
             from workingpapers.runs.leaderboard import leaderboard as rank
 
             board = rank(progress.runs, progress.conditions) if progress.runs else None
+            self._live.start()
             self._live.update(self._terminal.show_progress(progress, board))
             return
         if self._seen is None:  # runs of earlier commands are counted, not told again

@@ -458,3 +458,21 @@ def test_importing_the_module_imports_no_model_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_backbone_for_later_is_loaded_when_it_computes(monkeypatch):
+    import pickle
+
+    from workingpapers.data import models
+
+    real = models.load_model("pixels")
+    later = pickle.loads(pickle.dumps(models.Later(real)))
+    calls = []
+    monkeypatch.setattr(models, "load_model", lambda name: calls.append(name) or real)
+    assert (later.name, later.fingerprint, later.image_size, later.dim) == ("pixels", real.fingerprint, 64, real.dim)
+    assert calls == []
+    batch = later.preprocess([np.zeros((20, 20, 3), np.uint8)], 16)
+    assert torch.equal(later.pooled(batch), real.pooled(batch))
+    assert torch.equal(later.tokens(batch)[1], real.tokens(batch)[1])
+    assert len(later.levels(batch)) == len(real.levels(batch))
+    assert set(calls) == {"pixels"}

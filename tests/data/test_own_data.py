@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from workingpapers.data.datasets import load_dataset
-from workingpapers.data.images import Images, digest, inspect, read_image
+from workingpapers.data.images import Encoded, digest, inspect, read_image
 from workingpapers.errors import UserError
 
 RED, GREEN, GREY = (255, 0, 0), (0, 128, 0), (77, 77, 77)
@@ -87,7 +87,7 @@ def test_floating_point_pictures_are_refused():
 
 def test_the_sequence_reads_when_indexed(folder):
     files = sorted(folder.rglob("*.png"))
-    images = Images(files)
+    images = Encoded(files)
     assert images[-1][0, 0, 0] == images[2][0, 0, 0] == 2
     assert [image[0, 0, 0] for image in images[1:]] == [1, 2]
     assert len(list(images)) == 3
@@ -493,6 +493,28 @@ def test_kept_arrays_are_a_data_set_by_path(tmp_path, monkeypatch):
     assert [data.class_names[label] for label in data.labels] == y
     assert keep(X, y) == path
     assert keep(X + 1, y) != path
-    with pytest.raises(UserError, match="NaN|finite"):
+    with pytest.raises(UserError, match=r"NaN|finite"):
         keep(np.where(X > 5, np.nan, X), y)
     assert [file.suffix for file in (tmp_path / "own").iterdir()] == [".npz", ".npz"], "nothing half-written is left"
+
+
+def test_images_are_decoded_once_and_again_when_they_change(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "photos" / name / f"{i}.png")
+    decoded = []
+    monkeypatch.setattr("workingpapers.data.images.read_image", lambda data: decoded.append(1) or read_image(data))
+    first = load_dataset(str(tmp_path / "photos"))
+    once = len(decoded)
+    assert once >= 6
+    assert load_dataset(str(tmp_path / "photos")).fingerprint == first.fingerprint
+    assert len(decoded) <= once + 1, "known again by path, size and time; only the first is looked at"
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "photos" / "a" / "0.png")
+    assert load_dataset(str(tmp_path / "photos")).fingerprint != first.fingerprint
+    (note,) = [f for f in (tmp_path / "cache" / "inspected").iterdir() if f.stat().st_mtime_ns][:1]
+    note.write_text("{")
+    assert load_dataset(str(tmp_path / "photos")).labels.tolist() == first.labels.tolist(), (
+        "a damaged note is made anew"
+    )

@@ -140,6 +140,8 @@ def test_calls_in_threads_share_a_store(store):
 def test_progress(store):
     seen = []
     try_(TASK, entries=["better"], seeds=2, store=store, listen=seen.append)
+    preparing, *seen = seen
+    assert (preparing.total, preparing.runs) == (0, ())
     assert [len(p.runs) for p in seen] == [0, 0, 1, 1, 2, 2, 3, 3, 4]
     assert {p.total for p in seen} == {4}
     assert seen[1].running == ("base, seed 0",)
@@ -147,7 +149,7 @@ def test_progress(store):
     assert seen[0].remarks == ("1 image was skipped",)
     again = []
     try_(TASK, entries=["better"], seeds=2, store=store, listen=again.append)
-    assert [len(p.runs) for p in again] == [4]
+    assert [(len(p.runs), p.total) for p in again] == [(0, 0), (4, 4)]
 
 
 def test_ctrl_c_keeps_what_finished_and_records_nothing_else(store, monkeypatch):

@@ -22,7 +22,7 @@ from torch import nn
 from workingpapers.errors import UserError
 from workingpapers.runs import measure
 from workingpapers.runs.measure import count_parameters, execute, hardware, peak_memory_mb, prepare, versions
-from workingpapers.tasks.protocol import Conditions, Task
+from workingpapers.tasks.protocol import Conditions, Prepared, Task
 
 X = np.random.default_rng(0).normal(size=(60, 4))
 y = np.arange(60) % 3
@@ -152,13 +152,13 @@ def run_with(monkeypatch, one_thread):
         task = Task("toytask:task", title="", settings=[setting])
         task.entry(name="mine")(fit)
         monkeypatch.setattr(measure, "load_task", lambda name: task)
-        return execute(CONDITIONS, "mine", 3, 1)
+        return execute(CONDITIONS, "mine", 3, 1, Prepared("", ""))
 
     return run
 
 
 def test_execute_returns_what_a_run_holds():
-    found = execute(CONDITIONS, "better", 2, 1)
+    found = execute(CONDITIONS, "better", 2, 1, Prepared("", ""))
     value = 52.2 + np.random.default_rng(2).normal(size=100).mean()
     assert found["metrics"] == pytest.approx({"accuracy": value, "loss": -value})
     assert all(type(value) is float for value in found["metrics"].values())

@@ -14,6 +14,7 @@ from workingpapers.data.models import load_model
 from workingpapers.errors import UserError
 from workingpapers.methods.anomaly.gaussian import GaussianAnomalyDetector
 from workingpapers.runs.execute import try_
+from workingpapers.tasks.anomaly import examples as parts
 from workingpapers.tasks.anomaly import patches
 from workingpapers.tasks.anomaly.baselines import SideBySide, _nearest
 from workingpapers.tasks.anomaly.examples import (
@@ -22,7 +23,6 @@ from workingpapers.tasks.anomaly.examples import (
     Problem,
     calibrated,
     detection_metrics,
-    load,
     pixel_auroc,
     pool,
     prepare,
@@ -35,6 +35,11 @@ from workingpapers.tasks.protocol import Conditions, Context, load_task
 
 TASK = load_task("anomaly")
 BUDGET = TASK.setting("standard").budgets["quick"]
+
+
+def load(conditions, entry, seed):
+    """Return a seed's problem, prepared as the runner prepares it."""
+    return parts.load(conditions, entry, seed, prepare(conditions, [entry]))
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from sklearn.metrics import f1_score
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.splits import stratified, subset
 from workingpapers.errors import UserError
+from workingpapers.tasks.probe import examples as parts
 from workingpapers.tasks.probe.examples import (
     FEWEST_PER_CLASS,
     Examples,
@@ -21,7 +22,6 @@ from workingpapers.tasks.probe.examples import (
     accuracy,
     calibration_error,
     classification_metrics,
-    load,
     pool,
     prepare,
     probabilities,
@@ -31,6 +31,11 @@ from workingpapers.tasks.protocol import Budget, Conditions, Context, load_task
 TASK = load_task("probe")
 PROBE = TASK.entries["logistic-regression"]
 QUICK = TASK.setting("standard").budgets["quick"]
+
+
+def load(conditions, entry, seed):
+    """Return a seed's problem, prepared as the runner prepares it."""
+    return parts.load(conditions, entry, seed, prepare(conditions, [entry]))
 
 
 def table(tmp_path, labels, part=None, tokens=None):

@@ -65,11 +65,24 @@ def split_levels(features: NDArray[Any], backbone: Backbone, size: int) -> list[
     Raises:
         ValueError: features of another width than the backbone's levels have together.
     """
-    with torch.inference_mode():
-        widths = [level.shape[1] for level in backbone.levels(torch.zeros(1, 3, size, size))]
+    widths = _level_widths(backbone, size)
     if features.ndim != 2 or features.shape[1] != sum(widths):
         raise ValueError(f"features are {features.shape}; the levels of {backbone.name!r} need (N, {sum(widths)})")
     return np.split(features, np.cumsum(widths)[:-1], axis=1)
+
+
+def _level_widths(backbone: Backbone, size: int) -> list[int]:
+    """Return the channels of every level; they are cached, so that cached features need no model."""
+    most = 64
+
+    def probe() -> Iterator[NDArray[np.int64]]:
+        with torch.inference_mode():
+            widths = [level.shape[1] for level in backbone.levels(torch.zeros(1, 3, size, size))]
+        yield np.array([len(widths), *widths, *[0] * (most - len(widths) - 1)], dtype=np.int64)
+
+    key = hashlib.sha256(json.dumps([backbone.fingerprint, size, "widths"]).encode()).hexdigest()[:32]
+    stored = cached_array(key, "feature-shapes", shape=(most,), dtype=np.int64, compute=probe)
+    return [int(width) for width in stored[1 : 1 + stored[0]]]
 
 
 def extract(data: LabelledData, backbone: Backbone, view: View, *, progress: Progress = True) -> NDArray[np.floating]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from workingpapers.data.cache import cache_dir, explained, sync, temporary
 from workingpapers.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,7 +97,7 @@ class Lazy(Sequence[Any]):
         return self.one(int(index) % len(self))
 
 
-class Images(Lazy):
+class Encoded(Lazy):
     """Images read from files or from encoded bytes, one at a time."""
 
     def __init__(self, sources: Sequence[Path | bytes]) -> None:
@@ -147,7 +150,9 @@ class Masks(Lazy):
 def inspect(
     sources: Iterable[Path | bytes], names: Sequence[str]
 ) -> tuple[list[tuple[str, int, int] | None], list[str]]:
-    """Decode every image in full, once, on all processors.
+    """Decode every image in full, once, on all processors; what was found is kept in the cache.
+
+    An image is known again by its bytes, a file by its path, size and time of change.
 
     Args:
         sources: files or encoded bytes.
@@ -160,19 +165,47 @@ def inspect(
         UserError: more than 5 % (and more than one) are unreadable.
     """
 
-    def look(source: Path | bytes) -> tuple[str, int, int] | str:
-        try:
-            data = source if isinstance(source, bytes) else source.read_bytes()
-            height, width, _ = read_image(data).shape
-        except Exception as error:  # Pillow's decoders raise whatever the parser of their format does
-            return f"{type(error).__name__}: {error}"
-        return hashlib.sha256(data).hexdigest(), height, width
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter's lock while it decodes
-        seen = list(pool.map(look, sources))
+    seen = _looked_at(list(sources))
     skipped = [f"{name}: {s}" for name, s in zip(names, seen, strict=True) if isinstance(s, str)]
     if len(skipped) > max(1, UNREADABLE * len(seen)):
         raise UserError(
             f"{len(skipped)} of {len(seen)} images cannot be read, more than {UNREADABLE:.0%}; the first: {skipped[0]}"
         )
     return [None if isinstance(s, str) else s for s in seen], skipped
+
+
+def _looked_at(sources: list[Path | bytes]) -> list[Seen | str]:
+    """Return what `_look` says of every image, from the cache or now."""
+    path = cache_dir() / "inspected" / f"{digest(*map(_identity, sources))}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if len(kept) == len(sources):
+            return [one if isinstance(one, str) else (str(one[0]), int(one[1]), int(one[2])) for one in kept]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter's lock while it decodes
+        found = list(pool.map(_look, sources))
+    with temporary(path) as (file, part), explained(path.parent):
+        file.write(json.dumps(found).encode())
+        sync(file)
+        os.replace(part, path)
+    return found
+
+
+def _look(source: Path | bytes) -> Seen | str:
+    """Return an image's SHA-256, height and width, or why it is unreadable."""
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        height, width, _ = read_image(data).shape
+    except Exception as error:  # Pillow's decoders raise whatever the parser of their format does
+        return f"{type(error).__name__}: {error}"
+    return hashlib.sha256(data).hexdigest(), height, width
+
+
+def _identity(source: Path | bytes) -> str:
+    """Return what an image is known by."""
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    try:
+        status = source.stat()
+    except OSError:
+        return f"{source} is missing"
+    return f"{source.absolute()} {status.st_size} {status.st_mtime_ns}"

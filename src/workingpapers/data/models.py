@@ -22,6 +22,12 @@ from workingpapers.data.types import Backbone, Info
 from workingpapers.errors import UserError, import_object, unknown_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
     from workingpapers.data.backbones import ModuleBackbone
 
 HUB_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
@@ -59,6 +65,33 @@ MODELS: dict[str, Info] = {
         ),
     )
 }
+
+
+class Later:
+    """A backbone of which everything but the weights is known: it is loaded when something is computed with it.
+
+    What preparing hands to runs: their features are in the cache, so most never need the model.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.name, self.fingerprint = backbone.name, backbone.fingerprint
+        self.image_size, self.dim = backbone.image_size, backbone.dim
+
+    def preprocess(self, images: Sequence[NDArray[np.uint8]], size: int) -> Tensor:
+        """See `Backbone.preprocess`."""
+        return load_model(self.name).preprocess(images, size)
+
+    def tokens(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Backbone.tokens`."""
+        return load_model(self.name).tokens(batch)
+
+    def pooled(self, batch: Tensor) -> Tensor:
+        """See `Backbone.pooled`."""
+        return load_model(self.name).pooled(batch)
+
+    def levels(self, batch: Tensor) -> list[Tensor]:
+        """See `Backbone.levels`."""
+        return load_model(self.name).levels(batch)
 
 
 @lru_cache(maxsize=4)

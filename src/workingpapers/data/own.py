@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.cache import cache_dir, explained, sync, temporary
 from workingpapers.data.checks import checked, encode
-from workingpapers.data.images import SUFFIXES, Images, Masks, Pixels, Seen, digest, inspect
+from workingpapers.data.images import SUFFIXES, Encoded, Masks, Pixels, Seen, digest, inspect
 from workingpapers.data.types import LabelledData
 from workingpapers.errors import UserError, import_object
 
@@ -77,7 +77,7 @@ def _classes(root: Path, name: str, folders: dict[str, list[tuple[str | None, Pa
             fingerprint=_fingerprint(root, rows, seen),
             labels=labels,
             class_names=class_names,
-            images=Images([file for file, _, _ in rows]),
+            images=Encoded([file for file, _, _ in rows]),
             part=_parts([part for _, _, part in rows]),
             skipped=tuple(skipped),
         )
@@ -102,7 +102,7 @@ def _mvtec(root: Path, name: str, tests: list[Path]) -> LabelledData:
             fingerprint=digest(_fingerprint(root, rows, seen), digests),
             labels=np.array([kind != "good" for _, kind, _ in rows], dtype=np.int64),
             class_names=("normal", "anomalous"),
-            images=Images([file for file, _, _ in rows]),
+            images=Encoded([file for file, _, _ in rows]),
             part=_parts([part for _, _, part in rows]),
             masks=masks,
             skipped=tuple(skipped),

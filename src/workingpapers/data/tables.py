@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.checks import checked, encode, finite
-from workingpapers.data.images import SUFFIXES, Images, digest, inspect
+from workingpapers.data.images import SUFFIXES, Encoded, digest, inspect
 from workingpapers.data.types import LabelledData
 from workingpapers.errors import UserError
 
@@ -96,7 +96,7 @@ def _images(table: pd.DataFrame, path: Path, name: str, label: str, column: str)
             fingerprint=digest(labels, *class_names, *(s[0] for s in seen if s), *([] if part is None else part)),
             labels=labels,
             class_names=class_names,
-            images=Images([sources[i] for i in kept]),
+            images=Encoded([sources[i] for i in kept]),
             part=part,
             skipped=tuple(skipped),
         )

@@ -26,7 +26,7 @@ class Progress:
     Attributes:
         conditions: what is compared.
         runs: every finished run so far, those of earlier commands included.
-        total: how many there will be.
+        total: how many there will be; 0 while data and features are being prepared.
         running: "entry, seed n" of what runs now.
         remarks: what preparing found out, for the user.
     """
@@ -142,6 +142,7 @@ class _Session:
     def run(self, seeds: int, workers: int, ray: str | None, force: bool) -> None:
         remote = RayExecutor(ray) if ray else None  # an address that doesn't answer is refused before any work
         names = tuple(entry.name for entry in self.entries)
+        self._tell()
         prepared = self._executor.call(measure.prepare, self.conditions, names)
         if prepared.status != "ok":
             raise _unprepared(prepared)
@@ -182,7 +183,7 @@ class _Session:
             self._running[name] = None
             self._tell()
         outcome = self._executor.call(
-            measure.execute, self.conditions, entry.name, seed, self.threads, timeout=self.timeout
+            measure.execute, self.conditions, entry.name, seed, self.threads, self._prepared, timeout=self.timeout
         )
         if self._stopping and outcome.status != "ok":
             return  # killed with everything else: it did not fail

@@ -36,7 +36,7 @@ def prepare(conditions: Conditions, entries: tuple[str, ...]) -> Prepared:
     return setting.prepare(conditions, [task.entries[name] for name in entries])
 
 
-def execute(conditions: Conditions, entry_name: str, seed: int, threads: int) -> dict[str, Any]:
+def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, prepared: Prepared) -> dict[str, Any]:
     """Run one entry on one seed.
 
     Args:
@@ -44,6 +44,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int) ->
         entry_name: an entry of the task.
         seed: of everything random.
         threads: that the numerical libraries may use; results may depend on it in the last digits.
+        prepared: what `prepare` returned.
 
     Returns:
         metrics, measured and curves, as a `Run` holds them, with versions and hardware.
@@ -68,7 +69,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int) ->
         return predictor
 
     with threadpoolctl.threadpool_limits(threads):
-        problem = setting.load(conditions, entry, seed)
+        problem = setting.load(conditions, entry, seed, prepared)
         start = time.perf_counter()
         found = setting.measure(fit, problem, context)
         total = time.perf_counter() - start

@@ -14,9 +14,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from workingpapers.errors import UserError, import_object, unknown_name
+
+if TYPE_CHECKING:
+    from workingpapers.data.types import Backbone
 
 Fit = Callable[..., Any]
 
@@ -139,7 +142,7 @@ class Setting:
         budgets: by name.
         prepare: conditions and entries in; whatever is computed once for all runs (features, say) is computed and
             cached; out come the fingerprints of data and model, and remarks for the user.
-        load: conditions, entry and seed in, problem out.
+        load: conditions, entry, seed and what was prepared in, problem out.
         measure: fit function (training data in, predictor out), problem and context in, metrics out. It may fit more
             than once: a label-efficiency curve does.
     """
@@ -152,7 +155,7 @@ class Setting:
     model: str
     budgets: Mapping[str, Budget]
     prepare: Callable[[Conditions, list[Entry]], Prepared]
-    load: Callable[[Conditions, Entry, int], Any]
+    load: Callable[[Conditions, Entry, int, Prepared], Any]
     measure: Callable[[Callable[[Any], Any], Any, Context], dict[str, float]]
 
     def metric(self, name: str | None = None) -> Metric:
@@ -177,11 +180,13 @@ class Prepared:
         data_fingerprint: hex digest of the data.
         model_fingerprint: hex digest of the model; "" where none is used.
         remarks: what the user should know: files that were skipped, say.
+        model: the model, or what stands for it until it is needed; None where none is used.
     """
 
     data_fingerprint: str
     model_fingerprint: str
     remarks: tuple[str, ...] = ()
+    model: Backbone | None = None
 
 
 class Task:

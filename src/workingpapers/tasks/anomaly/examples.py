@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.features import extract, split_levels
-from workingpapers.data.models import load_model
+from workingpapers.data.models import Later, load_model
 from workingpapers.data.splits import stratified, subset
 from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
@@ -176,7 +176,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
         remarks.append(f"{len(data.skipped)} images were skipped: {'; '.join(data.skipped[:3])}")
     if normal != "normal":
         remarks.append(f"Normal is the training part's class, {normal!r}; all other classes count as anomalous.")
-    return Prepared(data.fingerprint, backbone.fingerprint, tuple(remarks))
+    return Prepared(data.fingerprint, backbone.fingerprint, tuple(remarks), Later(backbone))
 
 
 def features(data: LabelledData, backbone: Backbone, need: str) -> list[NDArray[Any]]:
@@ -201,7 +201,7 @@ def features(data: LabelledData, backbone: Backbone, need: str) -> list[NDArray[
     return split_levels(found, model, size(model)) if need == "levels" else [found]
 
 
-def load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
+def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     """Draw a seed's training and held-back parts: the budget's number, at most four fifths of each, so seeds differ."""
     data, masks, _ = pool(conditions)
     assert data.part is not None
@@ -210,7 +210,8 @@ def load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
     kept, held = np.flatnonzero(data.part == "train"), np.flatnonzero(data.part == "test")
     kept = kept[stratified(rng, data.labels[kept], min(budget.train, round(SHARE * len(kept))))]
     held = held[stratified(rng, data.labels[held], min(budget.test, round(SHARE * len(held))))]
-    found = features(data, load_model(conditions.model), entry.needs[0])
+    assert prepared.model is not None
+    found = features(data, prepared.model, entry.needs[0])
     inner, outer = (
         [level[rows].astype(np.float32) if level.ndim == 2 else level[rows] for level in found] for rows in (kept, held)
     )

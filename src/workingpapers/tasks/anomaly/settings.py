@@ -23,10 +23,10 @@ def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     return prepare(conditions, entries)
 
 
-def _load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
+def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     from workingpapers.tasks.anomaly.examples import load
 
-    return load(conditions, entry, seed)
+    return load(conditions, entry, seed, prepared)
 
 
 def _measure(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:

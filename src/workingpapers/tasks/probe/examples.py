@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.features import extract
-from workingpapers.data.models import load_model
+from workingpapers.data.models import Later, load_model
 from workingpapers.data.splits import by_class, some, stratified, subset
 from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
@@ -124,7 +124,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
         if data.images is not None:
             features(data, backbone, need)
-    return Prepared(data.fingerprint, backbone.fingerprint, remarks(data))
+    return Prepared(data.fingerprint, backbone.fingerprint, remarks(data), Later(backbone))
 
 
 def remarks(data: LabelledData) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ def features(data: LabelledData, backbone: Backbone, need: str) -> NDArray[Any]:
     return extract(data, model, view)
 
 
-def load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
+def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     """Draw a seed's training and held-back parts.
 
     Official test examples are only ever held back. Without an official split, 30 % of each class are held back. Of
@@ -170,7 +170,8 @@ def load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
     kept = kept[stratified(rng, data.labels[kept], min(budget.train, round(share * len(kept))))]
     held = np.sort(held)
     held = held[stratified(rng, data.labels[held], min(budget.test, round(share * len(held))))]
-    X = features(data, load_model(conditions.model), entry.needs[0])
+    assert prepared.model is not None
+    X = features(data, prepared.model, entry.needs[0])
     inner, outer = (X[rows].astype(np.float32) if X.ndim == 2 else X[rows] for rows in (kept, held))
     train = Examples(inner, data.labels[kept], len(data.class_names), seed, data.label_distances)
     return Problem(train, outer, data.labels[held])

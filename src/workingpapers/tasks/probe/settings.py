@@ -29,10 +29,10 @@ def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     return prepare(conditions, entries)
 
 
-def _load(conditions: Conditions, entry: Entry, seed: int) -> Problem:
+def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     from workingpapers.tasks.probe.examples import load
 
-    return load(conditions, entry, seed)
+    return load(conditions, entry, seed, prepared)
 
 
 def _measure(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
@@ -84,7 +84,7 @@ def _prepare_images(conditions: Conditions, entries: list[Entry]) -> Prepared:
     return prepare(conditions)
 
 
-def _load_images(conditions: Conditions, entry: Entry, seed: int) -> ImageProblem:
+def _load_images(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> ImageProblem:
     from workingpapers.tasks.probe.embeddings import load
 
     return load(conditions, seed)

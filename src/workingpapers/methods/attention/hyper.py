@@ -1,0 +1,400 @@
+"""HyperAttention: large scores in hashed blocks, all others from a few sampled keys; near-linear in length.
+
+For n queries and s keys of one head, block size b and m samples:
+
+    hash      code(x) = signs of x W,  W (d, r) Gaussian, shared by queries and keys; codes in Gray order, so that
+              neighbouring buckets differ in one sign; sort queries and keys by bucket (stable)
+    block     query block t of the sorted queries sees key block t of the sorted keys, exactly
+    sample    m keys drawn uniformly with replacement stand for the rest: each weighs s / m, and those that lie in the
+              query's own block weigh nothing, which keeps the row sum unbiased
+    together  w_ij = [same block] + [other block] (s / m) (times j was drawn)
+              out_i = sum_j w_ij e^(s_ij) v_j / sum_j w_ij e^(s_ij)           lse_i = log sum_j w_ij e^(s_ij)
+
+Block and sample are one softmax over b + m keys, with log(s / m) added to the sampled scores; that is what merging the
+two by their log-sum-exps gives. A causal mask is halved again and again: each half by itself, and the later half on
+the earlier one without a mask as above, merged by log-sum-exp. Pieces of fewer than `min_seq_len` queries are exact.
+
+Scores per head: n (b + m) without a mask; C(n) = 2 C(n/2) + (n/2) (b + m) with it. Nothing is trained. It is close to
+exact only where attention is spread out or falls on keys similar to the query, and each replaced layer costs quality.
+
+Source: Han et al., "HyperAttention: Long-context Attention in Near-Linear Time", ICLR 2024, arXiv 2310.05869, and the
+authors' published code for r, b, m, uniform samples and the exact pieces. Elsewhere the equations are followed where
+the code differs: it can count sampled keys of the own block twice, lets padded keys of the last block take part, and
+maps codes by the Gray code, where it is the inverse that puts neighbours one sign apart.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workingpapers.methods.attention import common
+from workingpapers.methods.attention.common import (
+    Model,
+    attention_layers,
+    check_inputs,
+    dense_attention,
+    merge,
+    repeat_heads,
+)
+from workingpapers.methods.attention.fused import fused_attention
+
+
+def sort_lsh(x: Tensor, directions: Tensor) -> Tensor:
+    """Return the bucket (..., T) in 0..2^r - 1 of each vector of x (..., T, d) for `directions` (d, r).
+
+    Bit k of a bucket is the parity of the first k + 1 signs: the inverse Gray code, by which the sign patterns of
+    buckets c and c + 1 differ in exactly one sign.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    signs = (x.to(exact) @ directions.to(x.device, exact) > 0).long()
+    bits = signs.cumsum(dim=-1) % 2
+    return (bits << torch.arange(directions.shape[1] - 1, -1, -1, device=x.device)).sum(dim=-1)
+
+
+def block_sample_attention(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, samples: Tensor, *, block_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return out (B, H, n, d_v) and lse (B, H, n) of the unmasked estimate.
+
+    Args:
+        q: (B, H, n, d).
+        k: (B, G, s, d), G dividing H; heads of a group share the samples.
+        v: (B, G, s, d_v).
+        directions: (d, r) of the hash.
+        samples: (B, G, m) indices of keys; m = 0 leaves the blocks alone, which then stand for everything.
+        block_size: b; 0 leaves the samples alone.
+        scale: factor of the scores.
+
+    Raises:
+        ValueError: see `check_inputs`; NaN and infinity are refused, for sampling would hide them from most rows.
+    """
+    # A finite sum is proof in one pass; sums of large numbers in half precision may need the second look.
+    check_inputs(q, k, v, finite=not all(x.sum().isfinite() for x in (q, k, v)))
+    (batch, groups, count, _), (heads, length), drawn = k.shape, q.shape[1:3], samples.shape[2]
+    blocks = math.ceil(count / block_size) if block_size else 1
+    rows = math.ceil(length / blocks)
+    q_order, k_order = (sort_lsh(x, directions).argsort(dim=-1, stable=True) for x in (q, k))
+    q_place, k_place = q_order.argsort(dim=-1), k_order.argsort(dim=-1)
+
+    # Which row of q, k and v goes where: (B, G, blocks, H/G, rows), for the heads of a group are more rows of the same
+    # key block, and (B, G, blocks, b + m). Row 0 fills what is left over; it is hidden, or its output dropped.
+    take_q = F.pad(q_order + _first_row(q), (0, blocks * rows - length))
+    take_q = take_q.view(batch, groups, heads // groups, blocks, rows).transpose(2, 3)
+    own = F.pad(k_order, (0, blocks * block_size - count)).view(batch, groups, blocks, block_size)
+    take_k = torch.cat([own, samples.unsqueeze(2).expand(-1, -1, blocks, -1)], dim=3) + _first_row(k).unsqueeze(3)
+
+    # log(s / m) is added in two parts, for half precision holds neither it nor the sum of both: what the rounded log
+    # lacks is taken from the scores of the block instead, and given back to the log-sum-exp.
+    weight = math.log(count / drawn) if drawn else 0.0
+    coarse = float(torch.tensor(weight, dtype=q.dtype))
+    padded = torch.arange(blocks * block_size, device=k.device).view(blocks, block_size) >= count
+    home = k_place.gather(-1, samples) // block_size if block_size else torch.full_like(samples, -1)
+    counted = home.unsqueeze(2) == torch.arange(blocks, device=k.device)[:, None]
+    hidden = torch.cat([padded.expand(batch, groups, -1, -1), counted], dim=3)
+    bias = torch.full((block_size + drawn,), coarse, dtype=q.dtype, device=q.device)
+    bias[:block_size] = coarse - weight
+    bias = bias.masked_fill(hidden, -torch.inf).flatten(0, 2)[:, None, None]
+
+    queries = _take(q, take_q).flatten(0, 2).flatten(1, 2).unsqueeze(1)
+    keys, values = (_take(x, take_k).flatten(0, 2).unsqueeze(1) for x in (k, v))
+    out, lse = _attend(queries, keys, values, scale, bias=bias)
+    address = torch.arange(take_q.numel(), device=q.device).view(take_q.shape).transpose(2, 3).flatten(3).flatten(1, 2)
+    back = address.gather(-1, q_place)
+    return _take(out, back), _take(lse.unsqueeze(-1), back).squeeze(-1) + (weight - coarse)
+
+
+def _take(x: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows (*) of x (B, H, T, d), numbered through all its vectors, as (*, d)."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, rows.flatten()).view(*rows.shape, x.shape[-1])
+
+
+def _first_row(x: Tensor) -> Tensor:
+    """Return the number of each head's first row in x (B, H, T, d), (B, H, 1)."""
+    return torch.arange(0, x.shape[0] * x.shape[1] * x.shape[2], x.shape[2], device=x.device).view(*x.shape[:2], 1)
+
+
+def naive_block_sample_weights(q: Tensor, k: Tensor, directions: Tensor, samples: Tensor, block_size: int) -> Tensor:
+    """Return the weights w (B, H, n, s) of `block_sample_attention`, by the definition: a loop over the queries."""
+    (batch, groups, count, _), (heads, length) = k.shape, q.shape[1:3]
+    blocks = math.ceil(count / block_size) if block_size else 1
+    rows, weights = math.ceil(length / blocks), torch.zeros(batch, heads, length, count)
+    for b, h in itertools.product(range(batch), range(heads)):
+        g = h // (heads // groups)
+        q_buckets, k_buckets = (sort_lsh(x, directions).tolist() for x in (q[b, h], k[b, g]))
+        drawn = samples[b, g].bincount(minlength=count)
+        q_home = {i: place // rows for place, i in enumerate(sorted(range(length), key=q_buckets.__getitem__))}
+        ranked = sorted(range(count), key=k_buckets.__getitem__)
+        k_home = torch.tensor([ranked.index(j) // block_size if block_size else -1 for j in range(count)])
+        for i in range(length):
+            weights[b, h, i] = torch.where(k_home == q_home[i], 1.0, drawn * count / max(1, len(samples[b, g])))
+    return weights
+
+
+def naive_hyper_attention(
+    hyper: HyperAttention, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Return what `hyper` does without padding, by the definition: dense softmax attention whose terms are weighted.
+
+    The samples come from the same seed in the same order; causal needs as many queries as keys.
+    """
+    draw = _Draw(hyper, q.shape[3])
+
+    def unmasked(q: Tensor, k: Tensor) -> Tensor:
+        if hyper._exact(q.shape[2], k.shape[2]):
+            return torch.ones(*q.shape[:3], k.shape[2])
+        return naive_block_sample_weights(q, k, draw.directions, draw.samples(k), hyper.block_size)
+
+    if not causal:
+        weights = unmasked(q, k)
+    else:
+        length, depth = q.shape[2], hyper._depth(q.shape[2])
+        size = math.ceil(length / 2**depth)
+        padded_q, padded_k = (F.pad(x, (0, 0, 0, size * 2**depth - length)) for x in (q, k))
+        weights = torch.kron(torch.eye(2**depth), torch.ones(size, size).tril()).repeat(*q.shape[:2], 1, 1)
+        for n in (size * 2**level for level in range(depth)):
+            # One draw serves all pairs of a level, sequence by sequence.
+            later, earlier = _pieces(padded_q, 2 * n)[:, :, n:], _pieces(padded_k, 2 * n)[:, :, :n]
+            for i, block in enumerate(unmasked(later, earlier)):
+                b, start = divmod(i, size * 2**depth // (2 * n))
+                weights[b, :, start * 2 * n + n : (start + 1) * 2 * n, start * 2 * n : start * 2 * n + n] = block
+        weights = weights[:, :, :length, :length]
+    return dense_attention(q, k, v, scale=scale, causal=False, mask=weights.to(q.dtype).log(), return_lse=True)
+
+
+@dataclass(frozen=True)
+class HyperAttention:
+    """Approximate softmax attention on (B, H, T, d), causal or not, differentiable.
+
+    The same inputs give the same output: hash and samples are drawn anew from `seed` in each call, unless a generator
+    is given.
+
+    Args:
+        lsh_num_projs: r, the directions of the hash (7, as published: 128 buckets).
+        block_size: b, keys of a block (256, as published); 0 for samples alone.
+        sample_size: m, sampled keys (256, as published); 0 for blocks alone.
+        min_seq_len: pieces of fewer queries are exact (4096, as published); so are those of at most b + m keys, where
+            an estimate would save nothing.
+        seed: of the directions and the samples.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    lsh_num_projs: int = 7
+    block_size: int = 256
+    sample_size: int = 256
+    min_seq_len: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.lsh_num_projs <= 32:
+            raise ValueError(f"lsh_num_projs is {self.lsh_num_projs}; allowed: 1 to 32")
+        if min(self.block_size, self.sample_size) < 0 or self.block_size + self.sample_size == 0:
+            sizes = f"block_size {self.block_size} and sample_size {self.sample_size}"
+            raise ValueError(f"{sizes} must be 0 or more, and not both 0")
+        if self.min_seq_len < 1:
+            raise ValueError(f"min_seq_len is {self.min_seq_len}; it must be 1 or more")
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float | None = None,
+        causal: bool = True,
+        key_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return out (B, H, T, d_v) in the type of q and its log-sum-exp (B, H, T) in float32 at least.
+
+        Rows of a padded batch are treated one by one without their padding, as if each came alone.
+
+        Args:
+            q: (B, H, T, d); if causal, the last T of the S positions.
+            k, v: (B, G, S, d) and (B, G, S, d_v), G dividing H.
+            scale: factor of the scores; None takes d^-1/2.
+            causal: hide the keys after each query.
+            key_mask: (B, S), False for padding. Padded queries (if causal) come out as 0 with log-sum-exp -inf.
+            generator: a CPU generator for hash and samples.
+
+        Raises:
+            ValueError: shapes that do not fit, more queries than keys if causal, or NaN and infinity where something
+                is estimated (exact pieces pass NaN on).
+        """
+        check_inputs(q, k, v)
+        if causal and q.shape[2] > k.shape[2]:
+            raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        draw = _Draw(self, q.shape[3], generator)
+        if key_mask is None:
+            return self._unpadded(q, k, v, scale, causal, draw)
+        if key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool:
+            needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
+            raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
+        exact = torch.promote_types(q.dtype, torch.float32)
+        out = q.new_zeros(*q.shape[:3], v.shape[3])
+        lse = torch.full(q.shape[:3], -torch.inf, dtype=exact, device=q.device)
+        for b, keys in enumerate(key_mask):
+            rows = keys[k.shape[2] - q.shape[2] :] if causal else torch.ones_like(q[b, 0, :, 0], dtype=torch.bool)
+            alone = q[b : b + 1, :, rows], k[b : b + 1, :, keys], v[b : b + 1, :, keys]
+            found, found_lse = self._unpadded(*alone, scale, causal, draw)
+            out[b, :, rows], lse[b, :, rows] = found[0], found_lse[0]
+        return out, lse
+
+    def _unpadded(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, draw: _Draw
+    ) -> tuple[Tensor, Tensor]:
+        past = k.shape[2] - q.shape[2]
+        if not causal or q.shape[2] <= 1:
+            return self._unmasked(q, k, v, scale, draw)
+        out, lse = self._causal(q, k[:, :, past:], v[:, :, past:], scale, draw)
+        if not past:
+            return out, lse
+        return merge(out, lse, *self._unmasked(q, k[:, :, :past], v[:, :, :past], scale, draw))
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: _Draw) -> tuple[Tensor, Tensor]:
+        """Halve the sequence until its pieces are exact, then put them together, all pairs of a level at once.
+
+        Zeros after the end make every half whole; causality hides them from all that is returned.
+        """
+        length, depth = q.shape[2], self._depth(q.shape[2])
+        size = math.ceil(length / 2**depth)
+        q, k, v = (F.pad(x, (0, 0, 0, size * 2**depth - length)) for x in (q, k, v))
+        out, lse = _attend(_pieces(q, size), _pieces(k, size), _pieces(v, size), scale, causal=True)
+        for _ in range(depth):
+            later = _pieces(q, 2 * size)[:, :, size:]
+            keys, values = (_pieces(x, 2 * size)[:, :, :size] for x in (k, v))
+            near, near_lse = merge(out[1::2], lse[1::2], *self._unmasked(later, keys, values, scale, draw))
+            out, lse = torch.cat([out[::2], near], dim=2), torch.cat([lse[::2], near_lse], dim=2)
+            size *= 2
+        return out[:, :, :length], lse[:, :, :length]
+
+    def _unmasked(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: _Draw) -> tuple[Tensor, Tensor]:
+        if self._exact(q.shape[2], k.shape[2]):
+            return _attend(q, k, v, scale)
+        drawn = draw.directions, draw.samples(k)
+        return block_sample_attention(q, k, v, *drawn, block_size=self.block_size, scale=scale)
+
+    def _exact(self, queries: int, keys: int) -> bool:
+        return queries < self.min_seq_len or keys <= self.block_size + self.sample_size
+
+    def _depth(self, length: int) -> int:
+        """Return how often a causal sequence is halved: as long as one half's view of the other is estimated."""
+        half = math.ceil(length / 2)
+        return 0 if self._exact(half, half) else 1 + self._depth(half)
+
+    def score_entries(self, length: int, *, causal: bool = True) -> int:
+        """Return how many scores a head computes for `length` queries and keys; dense: n^2, or n (n + 1) / 2."""
+        budget = self.block_size + self.sample_size
+        if not causal:
+            return length * (length if self._exact(length, length) else budget)
+        depth = self._depth(length)
+        size = math.ceil(length / 2**depth)
+        return 2**depth * size * (size + 1) // 2 + depth * 2**depth * size // 2 * budget
+
+
+def apply_hyper_attention(
+    model: Model, hyper: HyperAttention | None = None, *, layers: Iterable[int] | None = None
+) -> Model:
+    """Put HyperAttention into layers of a rotary decoder of transformers; `common.restore` takes it out again.
+
+    Prompts are then processed approximately; tokens decoded one by one, prompts of fewer than twice `min_seq_len`
+    tokens and all other layers are exact.
+
+    Args:
+        model: see `common.apply`. Changed in place.
+        hyper: the options; None takes the defaults. Layer i has a hash and samples of its own, of seed + i.
+        layers: which layers, negative ones from the last: `range(-8, 0)` are the last eight, where the paper begins;
+            None takes all.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a model that `common.check_model` refuses, or a layer that it doesn't have.
+    """
+    common.check_model(model)
+    hyper, count = hyper or HyperAttention(), len(attention_layers(model))
+    given = list(range(count) if layers is None else layers)
+    absent = [i for i in given if not -count <= i < count]
+    if absent:
+        raise ValueError(f"layers holds {absent}; {type(model).__name__} has layers 0 to {count - 1}")
+    chosen = {i % count: replace(hyper, seed=hyper.seed + i % count) for i in given}
+    exact = HyperAttention(min_seq_len=sys.maxsize)
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: Any, **kwargs: Any
+    ) -> Tensor:
+        if q.shape[2] == 1:
+            mask = None if key_mask is None else key_mask[:, None, None]
+            return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+        return chosen.get(module.layer_idx, exact)(q, k, v, scale=scale, key_mask=key_mask)[0]
+
+    return common.apply(model, "hyper-attention", attention)
+
+
+class _Draw:
+    """What one call draws at random: directions (d, r) once, then samples (B, G, m) for each estimate."""
+
+    def __init__(self, hyper: HyperAttention, width: int, generator: torch.Generator | None = None) -> None:
+        self.generator = torch.Generator().manual_seed(hyper.seed) if generator is None else generator
+        self.directions = torch.randn(width, hyper.lsh_num_projs, generator=self.generator)
+        self.count = hyper.sample_size
+
+    def samples(self, k: Tensor) -> Tensor:
+        return torch.randint(k.shape[2], (*k.shape[:2], self.count), generator=self.generator).to(k.device)
+
+
+def _pieces(x: Tensor, size: int) -> Tensor:
+    """Cut (B, H, P size, d) into (B P, H, size, d)."""
+    batch, heads, length, width = x.shape
+    return x.reshape(batch, heads, length // size, size, width).transpose(1, 2).flatten(0, 1)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return exact attention and its log-sum-exp; `causal` takes as many queries as keys, `bias` is added to scores."""
+    if q.device.type != "cpu" or q.shape[-1] != v.shape[-1] or 0 in (*q.shape, *k.shape):
+        return fused_attention(q, k, v, scale=scale, causal=causal, mask=bias)
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    found: tuple[Tensor, Tensor] = _FusedAttention.apply(q, k, v, scale, causal, bias)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _FusedAttention(torch.autograd.Function):
+    """torch's fused CPU kernel with the log-sum-exp that it computes anyway, and with that one's gradient.
+
+    Its backward takes dS = P (dO V^T - rowsum(dO O)). A gradient g of the log-sum-exp adds P g: what a further column
+    of V gives that is 1 where that column of dO is g and that of O is 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = kernel(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(q, k, v, out, lse, bias)
+        ctx.scale, ctx.causal = scale, causal
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, bias = ctx.saved_tensors
+        grad_out, grad_lse = gradients
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grad_out = torch.cat([grad_out, grad_lse.unsqueeze(-1).to(grad_out.dtype)], dim=-1)
+        q, k, out, v = F.pad(q, (0, 1)), F.pad(k, (0, 1)), F.pad(out, (0, 1)), F.pad(v, (0, 1), value=1.0)
+        found = kernel(grad_out, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=bias, scale=ctx.scale)
+        return *(x[..., :-1] for x in found), None, None, None
