@@ -16,12 +16,14 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from workingpapers.methods.features import off_the_shelf
 from workingpapers.methods.features.off_the_shelf import (
     OffTheShelfClassifier,
-    PatchRetrieval,
     PCAWhitener,
     SignedPower,
+    multi_view,
+)
+from workingpapers.methods.features.patch_retrieval import (
+    PatchRetrieval,
     mean_average_precision,
     multi_patch,
-    multi_view,
     naive_patch_distances,
 )
 

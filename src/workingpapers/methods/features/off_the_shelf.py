@@ -1,22 +1,18 @@
-"""Off-the-shelf features: a frozen network, L2 normalisation, a linear SVM, several views; and retrieval by patches.
+"""Off-the-shelf features: a frozen network, L2 normalisation, a linear SVM, several views.
 
 The ancestor of every linear probe. f(x) in R^D is a hidden layer of a network trained for something else.
 
     CNN-SVM      z = f / ||f||_2, a linear SVM on z
     CNNaug-SVM   V views of each image, z_v = L2(sign(f_v) |f_v|^p); every training view is a sample with its image's
                  label; a test image is scored by sum_v (w_k . z_v + b_k)
-    retrieval    z = power(L2(whiten(pca(L2(f))))), compared by L2 distance; with patches q_a of the query and r_b of
-                 the reference,
-                 d(q, r) = 1 / |Q| sum_a min_b ||z(q_a) - z(r_b)||_2,   which is not symmetric
 
-As one pipeline, the retrieval features are `make_pipeline(Normalizer(), PCAWhitener(n_components=500),
-SignedPower(p=2))`, fitted to images that are not queries. L2 normalisation is scikit-learn's `Normalizer`.
+L2 normalisation is scikit-learn's `Normalizer`. The paper's second half, retrieval, is in `patch_retrieval`.
 
 The SVM here is scikit-learn's LinearSVC: one-vs-rest and squared hinge, which scales to many views, where the paper has
 the plain hinge and one-vs-one votes. C, the angle of the rotations and the border they bring in are choices made here.
 
 Source: Sharif Razavian et al., "CNN Features off-the-shelf: an Astounding Baseline for Recognition", CVPR Workshops
-2014, arXiv 1403.6382, sections 3 (classification) and 4 (retrieval).
+2014, arXiv 1403.6382, section 3; the whitening is that of section 4.
 """
 
 from __future__ import annotations
@@ -36,7 +32,6 @@ from sklearn.base import (
     TransformerMixin,
 )
 from sklearn.decomposition import PCA
-from sklearn.metrics import pairwise_distances_chunked
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 from sklearn.utils import check_random_state
@@ -141,45 +136,28 @@ def multi_view(images: Tensor, *, area: float = 4 / 9, degrees: float = 10.0) ->
     Raises:
         ValueError: images of another shape or type, NaN or infinity in them, or an area outside its range.
     """
-    _check_images(images)
+    check_images(images)
     if not 0 < area <= 1:
         raise ValueError(f"area is {area!r}; it must be above 0 and at most 1")
     if not math.isfinite(degrees):
         raise ValueError(f"degrees is {degrees!r}; it must be finite")
     side = math.sqrt(area)
     places = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]
-    crops = [_window(images, side, x * (1 - side), y * (1 - side)) for x, y in places]
+    crops = [window(images, side, x * (1 - side), y * (1 - side)) for x, y in places]
     rotations = [_rotated(images, sign * math.radians(degrees)) for sign in (-1, 1)]
     views = torch.stack([images, *crops, *rotations], dim=1)
     return torch.cat([views, views.flip(-1)], dim=1)
 
 
-def multi_patch(images: Tensor, levels: int = 4) -> Tensor:
-    """Return the patches of the spatial search, (B, 3, H, W) to (B, P, 3, H, W), every one at the image's own size.
-
-    Level h covers the image with h^2 equal patches of side 2 / (h + 1), row by row, neighbours overlapping by half.
-    The levels 1 to `levels` follow each other, P = sum_h h^2: 30 patches for 4 levels, the first of which is the image.
-
-    Raises:
-        ValueError: images of another shape or type, NaN or infinity in them, or fewer than one level.
-    """
-    _check_images(images)
-    patches = [images]
-    for h in range(2, 1 + _checked_levels("levels", levels)):
-        side = 2 / (h + 1)
-        centres = np.linspace(side - 1, 1 - side, h)
-        patches += [_window(images, side, x, y) for y in centres for x in centres]
-    return torch.stack(patches, dim=1)
-
-
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Refuse what is not a finite floating-point batch (B, 3, H, W), with a ValueError."""
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"images must be floating point, (B, 3, H, W); got {tuple(images.shape)}, {images.dtype}")
     if not torch.isfinite(images).all():
         raise ValueError("the images hold NaN or infinity")
 
 
-def _window(images: Tensor, side: float, x: float, y: float) -> Tensor:
+def window(images: Tensor, side: float, x: float, y: float) -> Tensor:
     """Return the window of relative side `side` around (x, y), coordinates from -1 to 1, at the full size."""
     return _warp(images, [[side, 0, x], [0, side, y]])
 
@@ -251,7 +229,7 @@ class OffTheShelfClassifier(ClassifierMixin, BaseEstimator):
 
     def _normalised_views(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
         """Return the features as (N, V, D), each view raised to `power` and of unit length."""
-        views = _signed_power(_checked_views(self, X, reset), self.power)
+        views = _signed_power(checked_views(self, X, reset), self.power)
         return normalize(views.reshape(-1, views.shape[-1])).reshape(views.shape)
 
     def _search(self, views: NDArray[Any], targets: NDArray[np.int64]) -> float:
@@ -284,7 +262,7 @@ class OffTheShelfClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[best]
 
 
-def _checked_views(estimator: BaseEstimator, X: ArrayLike, reset: bool) -> NDArray[Any]:
+def checked_views(estimator: BaseEstimator, X: ArrayLike, reset: bool) -> NDArray[Any]:
     """Return features (N, D) or (N, V, D) as (N, V, D), checked by scikit-learn as N V rows of D features."""
     array = np.asarray(X)
     if array.ndim != 3:
@@ -328,126 +306,3 @@ def _summed_decision(svm: LinearSVC, views: NDArray[Any]) -> NDArray[np.float64]
 
 def _best(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     return (scores > 0).astype(np.int64) if scores.ndim == 1 else scores.argmax(axis=1)
-
-
-class PatchRetrieval(BaseEstimator):
-    """Nearest images by the mean over the query's patches of the distance to the nearest patch of the reference.
-
-    Features are (N, P, D), patches in the order of `multi_patch`, or (N, D) for images of one patch, already
-    transformed (see the module's pipeline). One level is plain L2 ranking; more reference patches never enlarge a
-    distance; a reference's clutter costs nothing, a query's does.
-
-    Args:
-        levels_ref: levels of the references that take part, the first sum h^2 patches; 4, as in the paper. None takes
-            every patch as given, in any order.
-        levels_query: the same of the queries; 3, the most that the paper uses.
-
-    Attributes:
-        references_: (N, P, D) the references.
-    """
-
-    def __init__(self, *, levels_ref: int | None = 4, levels_query: int | None = 3) -> None:
-        self.levels_ref = levels_ref
-        self.levels_query = levels_query
-
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Keep the references X, (N, P, D) or (N, D).
-
-        Raises:
-            ValueError: features that are not finite, or fewer patches than `levels_ref` has.
-        """
-        self.references_ = _first_levels(_checked_views(self, X, reset=True), "levels_ref", self.levels_ref)
-        return self
-
-    def distances(self, X: ArrayLike) -> NDArray[Any]:
-        """Return d(query, reference), (Q, N), of queries X, (Q, P, D) or (Q, D).
-
-        Distances come from inner products: they are exact to about 1e-8 of the features' length in float64.
-
-        Raises:
-            ValueError: features that are not finite or of another size, or fewer patches than `levels_query` has.
-        """
-        check_is_fitted(self)
-        queries = _first_levels(_checked_views(self, X, reset=False), "levels_query", self.levels_query)
-        count, num_patches, size = self.references_.shape
-        blocks = pairwise_distances_chunked(
-            queries.reshape(-1, size),
-            self.references_.reshape(-1, size),
-            reduce_func=lambda block, start: np.sqrt(block.reshape(-1, count, num_patches).min(axis=2)),
-            working_memory=128,  # MiB
-            squared=True,
-        )
-        return np.concatenate(list(blocks)).reshape(len(queries), -1, count).mean(axis=1)
-
-    def search(self, X: ArrayLike, k: int | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Return the distances and the indices (Q, k) of the k nearest references of each query, nearest first.
-
-        Args:
-            X: (Q, P, D) or (Q, D) queries.
-            k: how many, 1 to N; None ranks all references.
-
-        Raises:
-            ValueError: a k outside its range, and what `distances` raises.
-        """
-        distances = self.distances(X)
-        count = distances.shape[1]
-        if k is not None and not 1 <= k <= count:
-            raise ValueError(f"k is {k!r}; with {count} references it must be 1 to {count}")
-        ranks = np.argsort(distances, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(distances, ranks, axis=1), ranks
-
-
-def _first_levels(patches: NDArray[Any], option: str, levels: int | None) -> NDArray[Any]:
-    """Return the patches of the levels that take part, of features (N, P, D)."""
-    if levels is None:
-        return patches
-    needed = sum(h * h for h in range(1, 1 + _checked_levels(option, levels)))
-    if patches.shape[1] < needed:
-        raise ValueError(f"{option} is {levels}, which needs {needed} patches an image; got {patches.shape[1]}")
-    return patches[:, :needed]
-
-
-def _checked_levels(name: str, levels: int) -> int:
-    if levels < 1:
-        raise ValueError(f"{name} is {levels!r}; it must be at least 1")
-    return levels
-
-
-def naive_patch_distances(queries: NDArray[Any], references: NDArray[Any]) -> NDArray[np.float64]:
-    """Return d(query, reference) of patches (Q, A, D) and (N, B, D) by the definition, (Q, N): one pair at a time."""
-    distances = np.zeros((len(queries), len(references)))
-    for i, query in enumerate(queries):
-        for j, reference in enumerate(references):
-            distances[i, j] = np.mean([min(np.linalg.norm(q - r) for r in reference) for q in query])
-    return distances
-
-
-def mean_average_precision(ranks: ArrayLike, relevant: ArrayLike, ignore: ArrayLike | None = None) -> float:
-    """Return the mean over the queries of the average precision: the mean, over relevant items, of precision there.
-
-    Args:
-        ranks: (Q, k) indices of references, nearest first, as from `PatchRetrieval.search`; a relevant reference that
-            is missing from them counts with precision 0.
-        relevant: (Q, N) booleans, which references answer the query; each query needs one.
-        ignore: (Q, N) booleans, references that are taken out of the ranking first, such as the query itself.
-
-    Raises:
-        ValueError: shapes that do not fit, an index out of range or twice in a row, or a query without an answer.
-    """
-    order, answers = np.asarray(ranks), np.asarray(relevant, dtype=bool)
-    ignored = np.zeros_like(answers) if ignore is None else np.asarray(ignore, dtype=bool)
-    if order.ndim != 2 or answers.ndim != 2 or len(order) != len(answers) or ignored.shape != answers.shape:
-        shapes = f"{order.shape}, {answers.shape} and {ignored.shape}"
-        raise ValueError(f"ranks (Q, k), relevant (Q, N) and ignore (Q, N) do not fit; got {shapes}")
-    if order.size and (order.min() < 0 or order.max() >= answers.shape[1]):
-        raise ValueError(f"ranks must be indices from 0 to {answers.shape[1] - 1}")
-    if (np.diff(np.sort(order, axis=1), axis=1) == 0).any():
-        raise ValueError("a row of ranks names a reference twice")
-    answers = answers & ~ignored
-    totals = answers.sum(axis=1)
-    if not totals.all():
-        raise ValueError(f"query {int(np.argmin(totals))} has no relevant reference")
-    hits = np.take_along_axis(answers, order, axis=1)
-    places = np.cumsum(~np.take_along_axis(ignored, order, axis=1), axis=1)
-    precision = np.cumsum(hits, axis=1) / np.maximum(places, 1)
-    return float(np.mean((precision * hits).sum(axis=1) / totals))
