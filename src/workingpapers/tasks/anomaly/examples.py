@@ -166,20 +166,21 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     Raises:
         UserError: data or model cannot be used.
     """
-    (data, _, normal), backbone = pool(conditions), load_model(conditions.model)
-    if data.images is not None:
-        for need in dict.fromkeys(entry.needs[0] for entry in entries):
-            view, model = VIEWS[need](backbone)
-            extract(data, model, view)
+    data, _, normal = pool(conditions)
     remarks = []
     if data.skipped:
         remarks.append(f"{len(data.skipped)} images were skipped: {'; '.join(data.skipped[:3])}")
     if normal != "normal":
         remarks.append(f"Normal is the training part's class, {normal!r}; all other classes count as anomalous.")
+    if data.images is None:  # features that somebody computed already: no model is needed
+        return Prepared(data.fingerprint, "", tuple(remarks))
+    backbone = load_model(conditions.model)
+    for need in dict.fromkeys(entry.needs[0] for entry in entries):
+        features(data, backbone, need)
     return Prepared(data.fingerprint, backbone.fingerprint, tuple(remarks), Later(backbone))
 
 
-def features(data: LabelledData, backbone: Backbone, need: str) -> list[NDArray[Any]]:
+def features(data: LabelledData, backbone: Backbone | None, need: str) -> list[NDArray[Any]]:
     """Return the features of a need, as `Examples.levels` holds them, from the cache or computed.
 
     Data that are features already serve as they are: vectors (N, D), or the mean of tokens (N, L, D), are one level,
@@ -196,6 +197,7 @@ def features(data: LabelledData, backbone: Backbone, need: str) -> list[NDArray[
             return [given.transpose(0, 2, 1)[:, :, None]]
         wanted = "images, or features (N, L, D) of several places" if need == "maps" else "images"
         raise UserError(f"This entry needs {wanted}; {data.name} has features {given.shape}.")
+    assert backbone is not None
     view, model = VIEWS[need](backbone)
     found = extract(data, model, view)
     return split_levels(found, model, size(model)) if need == "levels" else [found]
@@ -210,7 +212,6 @@ def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) ->
     kept, held = np.flatnonzero(data.part == "train"), np.flatnonzero(data.part == "test")
     kept = kept[stratified(rng, data.labels[kept], min(budget.train, round(SHARE * len(kept))))]
     held = held[stratified(rng, data.labels[held], min(budget.test, round(SHARE * len(held))))]
-    assert prepared.model is not None
     found = features(data, prepared.model, entry.needs[0])
     inner, outer = (
         [level[rows].astype(np.float32) if level.ndim == 2 else level[rows] for level in found] for rows in (kept, held)

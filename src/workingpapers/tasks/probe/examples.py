@@ -120,10 +120,12 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     Raises:
         UserError: data or model cannot be used.
     """
-    data, backbone = pool(conditions), load_model(conditions.model)
+    data = pool(conditions)
+    if data.images is None:  # features that somebody computed already: no model is needed
+        return Prepared(data.fingerprint, "", remarks(data))
+    backbone = load_model(conditions.model)
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
-        if data.images is not None:
-            features(data, backbone, need)
+        features(data, backbone, need)
     return Prepared(data.fingerprint, backbone.fingerprint, remarks(data), Later(backbone))
 
 
@@ -135,8 +137,13 @@ def remarks(data: LabelledData) -> tuple[str, ...]:
     return (f"{count} image{'s were' if count > 1 else ' was'} skipped: {'; '.join(data.skipped[:3])}",)
 
 
-def features(data: LabelledData, backbone: Backbone, need: str) -> NDArray[Any]:
+def features(data: LabelledData, backbone: Backbone | None, need: str) -> NDArray[Any]:
     """Return the features of a need, from the cache or computed; data that are features already serve as they are.
+
+    Args:
+        data: images or features.
+        backbone: the model; None is enough for features.
+        need: a view by name.
 
     Raises:
         UserError: the need is of images, and the data are features.
@@ -147,6 +154,7 @@ def features(data: LabelledData, backbone: Backbone, need: str) -> NDArray[Any]:
         if need == "pooled":
             return data.features if data.features.ndim == 2 else data.features.mean(axis=1)
         raise UserError(f"This entry needs images; {data.name} has features.")
+    assert backbone is not None
     view, model = VIEWS[need](backbone)
     return extract(data, model, view)
 
@@ -170,7 +178,6 @@ def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) ->
     kept = kept[stratified(rng, data.labels[kept], min(budget.train, round(share * len(kept))))]
     held = np.sort(held)
     held = held[stratified(rng, data.labels[held], min(budget.test, round(share * len(held))))]
-    assert prepared.model is not None
     X = features(data, prepared.model, entry.needs[0])
     inner, outer = (X[rows].astype(np.float32) if X.ndim == 2 else X[rows] for rows in (kept, held))
     train = Examples(inner, data.labels[kept], len(data.class_names), seed, data.label_distances)
