@@ -26,6 +26,11 @@ def places(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+def told(stderr):
+    """Return what is told beside the remark that data and model are being prepared."""
+    return [line for line in stderr.splitlines() if not line.startswith("Preparing ")]
+
+
 def refused(*command):
     """Return the line with which a command is refused; nothing else may be printed, and no run is recorded."""
     result = CliRunner().invoke(main, [str(word) for word in command])
@@ -33,7 +38,7 @@ def refused(*command):
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
     assert not Path("runs.sqlite").exists()
-    [line] = result.stderr.splitlines()
+    [line] = told(result.stderr)
     assert line.startswith("papers: ")
     return line.removeprefix("papers: ")
 
@@ -129,7 +134,7 @@ def test_an_unknown_metric():
     result = CliRunner().invoke(main, ["leaderboard", "probe", "--metric", "acuracy"])
     assert result.exit_code == 2
     assert result.stdout == ""
-    [line] = result.stderr.splitlines()
+    [line] = told(result.stderr)
     assert line == "papers: Unknown metric 'acuracy'. Did you mean 'accuracy'?"
 
 
@@ -145,7 +150,7 @@ def test_debug_shows_where_an_error_comes_from():
 def test_the_program_itself_prints_one_line():
     shown = program(*probe(data="nowhere.csv"))
     assert (shown.returncode, shown.stdout) == (2, "")
-    assert shown.stderr.splitlines() == ["papers: There is no file or folder nowhere.csv."]
+    assert told(shown.stderr) == ["papers: There is no file or folder nowhere.csv."]
 
 
 # Folders
