@@ -119,7 +119,7 @@ def test_select_refuses_what_nothing_has(wanted, message):
 
 
 def test_an_unknown_paper_is_refused_with_the_nearest():
-    assert paper("loki") is CARDS["loki"]
+    assert paper("loki") == CARDS["loki"]
     with pytest.raises(UserError, match=r"Unknown paper 'moment-probe'\. Did you mean 'moment-probing'") as error:
         paper("moment-probe")
     assert "`papers list`" in str(error.value)
