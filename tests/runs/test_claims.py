@@ -93,6 +93,20 @@ REPRODUCED = {
 }
 
 
+def test_not_worse_asks_only_that_losses_that_matter_are_ruled_out():
+    def standing(differences, metric):
+        entry = {seed: 50 + change for seed, change in enumerate(differences)}
+        difference, verdict = leaderboard.compare(entry, dict.fromkeys(entry, 50.0), metric)
+        assert verdict == "needs more seeds"
+        return claims._standing("not worse", verdict, difference, metric)
+
+    gains = [1.6, -0.1, 0.9, 0.4, 1.2]  # mean 0.8, interval -0.03 to 1.63: beyond the margin on the better side only
+    assert standing(gains, toytask.ACCURACY) == "reproduced"
+    assert standing([-gain for gain in gains], toytask.ACCURACY) == "needs more seeds"
+    lower_is_better = replace(toytask.ACCURACY, higher_is_better=False)
+    assert standing([-gain for gain in gains], lower_is_better) == "reproduced"
+
+
 @pytest.mark.parametrize("expect", ["helps", "hurts", "no difference", "not worse"])
 @pytest.mark.parametrize("verdict", MEASURED)
 def test_the_standing_of_a_claim(expect, verdict):

@@ -9,7 +9,15 @@ from typing import Literal
 
 from workingpapers.errors import UserError
 from workingpapers.papers.card import Card, Check, Claim, Expectation
-from workingpapers.runs.leaderboard import Estimate, Leaderboard, Verdict, compare, leaderboards, seed_values
+from workingpapers.runs.leaderboard import (
+    FEWEST_SEEDS,
+    Estimate,
+    Leaderboard,
+    Verdict,
+    compare,
+    leaderboards,
+    seed_values,
+)
 from workingpapers.runs.store import Run
 from workingpapers.tasks.protocol import Metric, Setting, load_task, task_names
 
@@ -85,12 +93,25 @@ def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) ->
     )
     difference, verdict = compare(ours, theirs, metric)
     standing: Standing = "needs more seeds"
-    if verdict != "needs more seeds":
-        standing = "reproduced" if verdict in _MEETS[check.expect] else "not reproduced"
+    if len(ours.keys() & theirs.keys()) >= FEWEST_SEEDS and difference is not None:
+        standing = _standing(check.expect, verdict, difference, metric)
     rows = {row.entry: row.values[metric.name] for row in board.rows if metric.name in row.values}
     return Finding(
         claim, standing, verdict, difference, rows[check.entry], rows[versus], metric, board=board, command=command
     )
+
+
+def _standing(expect: Expectation, verdict: Verdict, difference: Estimate, metric: Metric) -> Standing:
+    """Return what became of a claim: whether the verdict is the expected one.
+
+    "not worse" asks for less than a verdict: that the interval leaves out every loss larger than the metric's margin.
+    """
+    if expect == "not worse" and verdict == "needs more seeds":
+        worst = difference.low if metric.higher_is_better else -difference.high
+        return "reproduced" if worst >= -metric.margin else "needs more seeds"
+    if verdict == "needs more seeds":
+        return "needs more seeds"
+    return "reproduced" if verdict in _MEETS[expect] else "not reproduced"
 
 
 def _setting(card: Card, check: Check) -> Setting | None:
