@@ -102,7 +102,7 @@ def lda(train: Examples, context: Context) -> Any:
 
 @task.entry("standard", needs=["pooled"])
 def linear_svm(train: Examples, context: Context) -> Any:
-    """Linear SVM on standardised features, C chosen on a validation part."""
+    """Linear SVM on standardised features scaled to unit length, C chosen on a validation part."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
