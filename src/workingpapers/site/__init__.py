@@ -1,0 +1,1 @@
+"""The page: papers in, search, trending, leaderboards, subscriptions, people, API and feeds."""

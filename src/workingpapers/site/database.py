@@ -1,0 +1,96 @@
+"""The page's database: opening it, and bringing its schema up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+from workingpapers.errors import UserError
+from workingpapers.site.schema import metadata
+
+_WAIT_MS = 30_000  # that a writer waits for its turn
+
+# One function per version, from an empty database on; what has been released is never changed, only added to.
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
+
+
+def open_database(url: str) -> Engine:
+    """Return an engine on the page's database, made or brought up to date where needed.
+
+    SQLite runs with write-ahead logging, foreign keys, and every commit on the disk before it is acknowledged. A
+    transaction there begins when it first reads; one that will write should begin with `BEGIN IMMEDIATE`, as `writing`
+    does.
+
+    Args:
+        url: SQLAlchemy URL; SQLite and PostgreSQL are served.
+
+    Raises:
+        UserError: the database cannot be opened, is something else, or was made by a newer version.
+    """
+    shown = url.rpartition("@")[2]
+    try:
+        place = make_url(url)
+        if place.get_backend_name() not in ("sqlite", "postgresql"):
+            raise UserError(f"The page keeps its data in SQLite or PostgreSQL; got {shown}.")
+        if place.get_backend_name() == "sqlite" and place.database:
+            Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = sqlalchemy.create_engine(place, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        _migrate(engine, shown)
+    except (SQLAlchemyError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
+        raise UserError(f"The page's database {shown} cannot be opened: {str(error).splitlines()[0]}") from error
+    return engine
+
+
+def writing(engine: Engine) -> Any:
+    """Return a transaction that will write: `with writing(engine) as connection`. It is durable when the block ends.
+
+    On SQLite it takes the writer's place at once, so that it cannot fail half-way because another writer came first.
+    """
+    return engine.execution_options(writes=True).begin()
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where the driver guesses
+    for pragma in (f"busy_timeout = {_WAIT_MS}", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _migrate(engine: Engine, shown: str) -> None:
+    """Apply the migrations that a database has not seen.
+
+    Raises:
+        UserError: it was made by a newer version, or is not the page's.
+    """
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(20230712)"))  # one process migrates, others wait
+        tables = set(sqlalchemy.inspect(connection).get_table_names())
+        if "site_schema" not in tables:
+            if "papers" in tables or ("workingpapers_runs" in tables and engine.dialect.name == "sqlite"):
+                raise UserError(f"{shown} is a database, but not the page's. Name another with --database.")
+            connection.execute(text("CREATE TABLE site_schema (version INTEGER NOT NULL)"))
+            connection.execute(text("INSERT INTO site_schema (version) VALUES (0)"))
+        version = connection.execute(text("SELECT version FROM site_schema")).scalar_one()
+        if version > len(MIGRATIONS):
+            raise UserError(
+                f"The page's database {shown} has schema {version}, made by a newer version of workingpapers; this one "
+                f"knows schemas up to {len(MIGRATIONS)}. It was left as it is."
+            )
+        for migrate in MIGRATIONS[version:]:
+            migrate(connection)
+        connection.execute(text("UPDATE site_schema SET version = :version"), {"version": len(MIGRATIONS)})

@@ -1,0 +1,90 @@
+"""Papers as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, RowMapping, select
+
+from workingpapers.errors import UserError
+from workingpapers.site.schema import paper_topics, papers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One paper, of the catalogue or brought in by a sync.
+
+    Attributes:
+        id: in this database; slug: in addresses, the same for ever.
+        card: slug in the catalogue; None for a paper outside it.
+        arxiv: identifier without version; doi: without resolver; None where unknown.
+        title, abstract, summary: as text; summary is the catalogue's, in our words. The latter two may be empty.
+        authors: names in order.
+        venue, year, published: where and when; published is an ISO day, None where only the year is known.
+        url, pdf, code: addresses; empty where unknown.
+        keywords: of the authors; topics: ids of the topic tree, the catalogue's placements.
+        source: the adapter that brought it first.
+        citations, stars, votes: as last counted.
+        task, has_method, standing: of the catalogue: the task that measures it, whether its method is here, and the
+            best standing of its claims ("reproduced", ...).
+        added: seconds since 1970.
+    """
+
+    id: int
+    slug: str
+    card: str | None
+    arxiv: str | None
+    doi: str | None
+    title: str
+    abstract: str
+    summary: str
+    authors: tuple[str, ...]
+    venue: str
+    year: int | None
+    published: str | None
+    url: str
+    pdf: str
+    code: str
+    keywords: tuple[str, ...]
+    topics: tuple[str, ...]
+    source: str
+    citations: int
+    stars: int
+    votes: int
+    task: str | None
+    has_method: bool
+    standing: str | None
+    added: float
+
+
+_COLUMNS = [papers.c[name] for name in Paper.__dataclass_fields__ if name != "topics"]
+
+
+def by_ids(connection: Connection, ids: Sequence[int]) -> list[Paper]:
+    """Return papers in the order of their ids; ids that are not there (any more) are left out."""
+    if not ids:
+        return []
+    rows = {row["id"]: row for row in connection.execute(select(*_COLUMNS).where(papers.c.id.in_(ids))).mappings()}
+    topics: dict[int, list[str]] = {}
+    found = select(paper_topics).where(paper_topics.c.paper_id.in_(ids)).order_by(paper_topics.c.topic)
+    for number, topic in connection.execute(found):
+        topics.setdefault(number, []).append(topic)
+    return [_paper(rows[number], topics.get(number, ())) for number in ids if number in rows]
+
+
+def by_slug(connection: Connection, slug: str) -> Paper:
+    """Return a paper by what stands in its address.
+
+    Raises:
+        UserError: no paper has that slug.
+    """
+    number = connection.execute(select(papers.c.id).where(papers.c.slug == slug)).scalar()
+    if number is None:
+        raise UserError(f"No paper at {slug!r}.")
+    return by_ids(connection, [number])[0]
+
+
+def _paper(row: RowMapping, topics: Iterable[str]) -> Paper:
+    lists = {"authors": tuple(row["authors"]), "keywords": tuple(row["keywords"]), "topics": tuple(topics)}
+    return Paper(**dict(row) | lists)

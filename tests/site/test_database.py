@@ -1,0 +1,88 @@
+"""The page's database opens, migrates once, refuses what it can't read, and takes two writers."""
+
+import threading
+
+import pytest
+import sqlalchemy
+from sqlalchemy import insert, inspect, select, text
+
+from workingpapers.errors import UserError
+from workingpapers.runs.store import Run, Store
+from workingpapers.site.database import MIGRATIONS, open_database, writing
+from workingpapers.site.schema import metadata, users
+
+
+def test_an_empty_database_gets_every_table(database):
+    assert set(metadata.tables) <= set(inspect(database).get_table_names())
+    with database.connect() as connection:
+        assert connection.execute(text("SELECT version FROM site_schema")).scalars().all() == [len(MIGRATIONS)]
+
+
+def test_opening_again_changes_nothing(database):
+    with writing(database) as connection:
+        connection.execute(insert(users).values(email="a@b.c", created=1.5))
+    again = open_database(database.url.render_as_string(hide_password=False))
+    with again.connect() as connection:
+        assert connection.execute(select(users.c.email, users.c.created)).all() == [("a@b.c", 1.5)]
+    again.dispose()
+
+
+def test_two_writers_wait_for_each_other(database):
+    def count_up():
+        for _ in range(20):
+            with writing(database) as connection:
+                if database.dialect.name == "postgresql":
+                    connection.execute(text("LOCK TABLE users"))
+                number = connection.execute(select(users.c.created)).scalar_one()
+                connection.execute(users.update().values(created=number + 1))
+
+    with writing(database) as connection:
+        connection.execute(insert(users).values(email="a@b.c", created=0))
+    threads = [threading.Thread(target=count_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with database.connect() as connection:
+        assert connection.execute(select(users.c.created)).scalar_one() == 80
+
+
+def test_a_newer_database_is_refused_and_left_alone(database):
+    with writing(database) as connection:
+        connection.execute(text("UPDATE site_schema SET version = 99"))
+    with pytest.raises(UserError, match="schema 99, made by a newer version"):
+        open_database(database.url.render_as_string(hide_password=False))
+
+
+def test_a_store_of_runs_is_not_the_page(tmp_path):
+    run = Run(
+        **dict.fromkeys(("key", "task", "setting", "data", "data_fingerprint", "model", "model_fingerprint"), "x"),
+        budget="quick",
+        entry="x",
+        paper=None,
+        seed=0,
+        status="ok",
+    )
+    Store(str(tmp_path / "runs.sqlite")).save(run)
+    with pytest.raises(UserError, match="but not the page's"):
+        open_database(f"sqlite:///{tmp_path}/runs.sqlite")
+
+
+@pytest.mark.parametrize("url", ["mysql://host/name", "nonsense", "sqlite:////dev/null/x.sqlite", "bogus://x"])
+def test_what_cannot_be_opened_is_named(url):
+    with pytest.raises(UserError):
+        open_database(url)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "site.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_database(f"sqlite:///{tmp_path}/site.sqlite")
+
+
+def test_commits_are_on_the_disk_and_foreign_keys_hold(sqlite_database):
+    with sqlite_database.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    with pytest.raises(sqlalchemy.exc.IntegrityError), writing(sqlite_database) as connection:
+        connection.execute(text("INSERT INTO votes (user_id, paper_id, at) VALUES (1, 1, 0)"))
