@@ -1,0 +1,1 @@
+"""Models of clicks and recommendations, and what they share: schema, field embedding, training, metrics."""

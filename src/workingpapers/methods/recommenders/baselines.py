@@ -1,0 +1,175 @@
+"""Strong ordinary click models: what the papers of this room are compared with.
+
+All take embedded fields e (B, F, d) and return logits (B,). LR, FM and DeepFM add a weight for every value
+(`linear`). Public re-runs (BARS, openbenchmark.github.io) find that a tuned MLP on the same embedding matches most
+later models: it is the baseline to beat.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workingpapers.methods.recommenders.estimator import ClickClassifier
+from workingpapers.methods.recommenders.fields import FieldEmbedding, mlp
+from workingpapers.methods.recommenders.schema import Rows, Schema
+
+
+class FM(nn.Module):
+    """Second-order interactions: sum over pairs of <e_i, e_j> = (|sum e|^2 - sum |e|^2) / 2 (Rendle, ICDM 2010)."""
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return (B,)."""
+        return (e.sum(dim=1).square() - e.square().sum(dim=1)).sum(dim=1) / 2
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron on the concatenated fields.
+
+    Args:
+        fields: F; dim: d.
+        hidden: widths of the layers.
+        dropout: after each.
+    """
+
+    def __init__(self, fields: int, dim: int, hidden: tuple[int, ...] = (128, 64), dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = mlp(fields * dim, hidden, dropout=dropout)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return (B,)."""
+        found: Tensor = self.layers(e.flatten(1)).squeeze(1)
+        return found
+
+
+class IPNN(nn.Module):
+    """An MLP on the fields and the inner products of all pairs (Qu et al., "Product-based Neural Networks", 2016)."""
+
+    pairs: Tensor
+
+    def __init__(self, fields: int, dim: int, hidden: tuple[int, ...] = (128, 64), dropout: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("pairs", torch.triu_indices(fields, fields, 1), persistent=False)
+        self.layers = mlp(fields * dim + self.pairs.shape[1], hidden, dropout=dropout)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return (B,)."""
+        products = (e @ e.mT)[:, self.pairs[0], self.pairs[1]]
+        found: Tensor = self.layers(torch.cat([e.flatten(1), products], dim=1)).squeeze(1)
+        return found
+
+
+class CrossNetwork(nn.Module):
+    """DCN-V2's cross layers, x_{l+1} = x_0 * (W_l x_l + b_l) + x_l, beside an MLP (Wang et al., WWW 2021).
+
+    Args:
+        fields: F; dim: d.
+        layers: how many crosses.
+        hidden: widths of the MLP, whose output is joined with the crosses'.
+        dropout: of the MLP.
+    """
+
+    def __init__(
+        self, fields: int, dim: int, layers: int = 2, hidden: tuple[int, ...] = (128, 64), dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        width = fields * dim
+        self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.deep = mlp(width, hidden[:-1], dropout=dropout, out=hidden[-1])
+        self.out = nn.Linear(width + hidden[-1], 1)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return (B,)."""
+        first = e.flatten(1)
+        x = first
+        for cross in self.crosses:
+            x = first * cross(x) + x
+        found: Tensor = self.out(torch.cat([x, self.deep(first).relu()], dim=1)).squeeze(1)
+        return found
+
+
+class LinearClassifier(ClickClassifier):
+    """Logistic regression on one-hot values, by the same training as the others."""
+
+    def _build(self, schema: Schema) -> nn.Module:
+        return _Linear(schema)
+
+
+class _Linear(nn.Module):
+    """The sum of a weight for every value."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self.embedding = FieldEmbedding(schema, 1)
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, rows: Rows) -> Tensor:
+        return self.embedding(rows).sum(dim=(1, 2)) + self.bias
+
+
+class FMClassifier(ClickClassifier):
+    """A factorisation machine."""
+
+    linear = True
+
+    def _body(self, fields: int, dim: int) -> nn.Module:
+        return FM()
+
+
+class DeepClassifier(ClickClassifier):
+    """A click model with an MLP; the base of those below.
+
+    Args:
+        hidden: widths of the MLP.
+        dropout: of the MLP.
+        options: see `ClickClassifier`.
+    """
+
+    def __init__(self, *, hidden: tuple[int, ...] = (128, 64), dropout: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.hidden = hidden
+        self.dropout = dropout
+
+
+class MLPClickClassifier(DeepClassifier):
+    """A multi-layer perceptron on the embedded fields: the named baseline."""
+
+    def _body(self, fields: int, dim: int) -> nn.Module:
+        return MLP(fields, dim, tuple(self.hidden), self.dropout)
+
+
+class DeepFMClassifier(DeepClassifier):
+    """A factorisation machine and an MLP on one embedding (Guo et al., IJCAI 2017)."""
+
+    linear = True
+
+    def _body(self, fields: int, dim: int) -> nn.Module:
+        return _Sum(FM(), MLP(fields, dim, tuple(self.hidden), self.dropout))
+
+
+class IPNNClassifier(DeepClassifier):
+    """An inner-product network."""
+
+    def _body(self, fields: int, dim: int) -> nn.Module:
+        return IPNN(fields, dim, tuple(self.hidden), self.dropout)
+
+
+class DCNClassifier(DeepClassifier):
+    """DCN-V2 with two crosses."""
+
+    def _body(self, fields: int, dim: int) -> nn.Module:
+        return CrossNetwork(fields, dim, hidden=tuple(self.hidden), dropout=self.dropout)
+
+
+class _Sum(nn.Module):
+    """The sum of two bodies."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, e: Tensor) -> Tensor:
+        found: Tensor = self.first(e) + self.second(e)
+        return found

@@ -1,0 +1,268 @@
+"""Click models as scikit-learn classifiers on tables: `fit(df, y)`, `predict_proba(df)`, `save`, `load`, `export`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from torch import Tensor, nn
+
+from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
+from workingpapers.methods.recommenders.schema import Rows, Schema
+from workingpapers.methods.recommenders.training import Plan, predict, train
+
+FORMAT = "workingpapers click model 1"
+
+
+class ClickClassifier(ClassifierMixin, BaseEstimator):
+    """Predicts a binary label from the columns of a table.
+
+    Subclasses define `_body` (a network on embedded fields), or `_build` where a model needs more than that.
+
+    X is a pandas or Arrow table, or a 2-D array, whose columns are then numerical. Missing values are allowed
+    everywhere, infinite numbers nowhere. Columns that were not there in `fit` are ignored in `predict_proba`.
+
+    Args:
+        kinds: column to kind, see `Schema.fit`; None infers them.
+        dim: d, the width of the embedding (16).
+        table: a name of `methods.tables.common.TABLES`.
+        table_options: of that table.
+        min_count: values seen less often count as unknown (2).
+        learning_rate, weight_decay, batch_size, max_epochs, patience: see `training.Plan`.
+        validation: share of the rows held out to stop early (0.1, stratified); 0 runs all epochs.
+        random_state: seed of the initialisation, the split and the order.
+        device: torch device; None takes CUDA where there is one and the CPU elsewhere.
+
+    Attributes:
+        classes_: (2,) the labels; the second is the one whose probability is modelled.
+        schema_: how columns become numbers.
+        model_: the trained network, rows in, logits (B,) out, in eval mode.
+        history_: loss and validation AUC of each epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        kinds: Mapping[str, str] | None = None,
+        dim: int = 16,
+        table: str = "full",
+        table_options: Mapping[str, Any] | None = None,
+        min_count: int = 2,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        batch_size: int = 1024,
+        max_epochs: int = 20,
+        patience: int = 2,
+        validation: float = 0.1,
+        random_state: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.kinds = kinds
+        self.dim = dim
+        self.table = table
+        self.table_options = table_options
+        self.min_count = min_count
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.patience = patience
+        self.validation = validation
+        self.random_state = random_state
+        self.device = device
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Give a subclass that passes on `**options` one signature: its own options and those that it builds on."""
+        super().__init_subclass__(**options)
+        made = [inspect.signature(vars(kind)["__init__"]) for kind in cls.__mro__[:-1] if "__init__" in vars(kind)]
+        named = {p.name: p for one in made for p in one.parameters.values() if p.kind is p.KEYWORD_ONLY}
+        cls.__signature__ = inspect.Signature(list(named.values()))
+
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        return sorted(inspect.signature(cls).parameters)
+
+    linear = False  # whether the model has a first-order term
+
+    def _body(self, fields: int, dim: int) -> nn.Module:
+        """Return the network (B, fields, dim) -> logits (B,)."""
+        raise TypeError(f"{type(self).__name__} does not define _body")
+
+    def _build(self, schema: Schema) -> nn.Module:
+        """Return the model: rows in, logits (B,) out."""
+        options = dict(self.table_options or {})
+        embedding = FieldEmbedding(schema, self.dim, table=self.table, table_options=options)
+        return ClickModel(embedding, self._body(embedding.num_fields, self.dim), linear=self.linear)
+
+    def fit(self, X: Any, y: ArrayLike) -> Self:
+        """Train on the rows of a table and their labels y (N,), of two kinds.
+
+        Raises:
+            ValueError: labels that are missing or not of two kinds, lengths that differ, columns that cannot be read.
+        """
+        table = self._table(X, y, reset=True)
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        self.classes_, targets = np.unique(labels, return_inverse=True)
+        if len(self.classes_) != 2:
+            kinds = f"{len(self.classes_)} class{'' if len(self.classes_) == 1 else 'es'}: {self.classes_[:5]}"
+            raise ValueError(
+                f"Only binary classification is supported. {type(self).__name__} needs two classes; got {kinds}"
+            )
+        self.schema_ = Schema.fit([table], kinds=self.kinds, min_count=self.min_count)
+        rows, y01 = self.schema_.encode(table), torch.as_tensor(targets)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        plan = Plan(
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            patience=self.patience,
+        )
+        kept, held = _split(targets, self.validation, seed)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.model_ = self._build(self.schema_).to(_device(self.device))
+            valid = (rows[held], y01[held]) if len(held) else None
+            self.history_ = self._train(rows[kept], y01[kept], plan, valid, seed)
+        return self
+
+    def _train(self, rows: Rows, labels: Tensor, plan: Plan, valid: tuple[Rows, Tensor] | None, seed: int) -> Any:
+        """Train `model_`; methods with phases of their own replace this."""
+        return train(self.model_, rows, labels, plan, valid=valid, seed=seed)
+
+    def decision_function(self, X: Any) -> NDArray[np.float32]:
+        """Return the logits (N,) of the second class."""
+        check_is_fitted(self)
+        return predict(self.model_, self.schema_.encode(self._table(X, None, reset=False)))
+
+    def predict_proba(self, X: Any) -> NDArray[np.float32]:
+        """Return the probabilities of both classes, (N, 2)."""
+        second = torch.sigmoid(torch.from_numpy(self.decision_function(X))).numpy()
+        return np.stack([1 - second, second], axis=1)
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the more probable label of each row, (N,)."""
+        chosen = (self.decision_function(X) > 0).astype(int)
+        return self.classes_[chosen]
+
+    def _table(self, X: Any, y: Any, *, reset: bool) -> pd.DataFrame:
+        if hasattr(X, "to_pandas"):  # pyarrow and polars tables
+            X = X.to_pandas()
+        if isinstance(X, pd.DataFrame) and not any(isinstance(name, str) for name in X.columns):
+            X = X.to_numpy()  # an array in a frame
+        if isinstance(X, pd.DataFrame) and not reset:
+            return X  # the schema says what is missing
+        if isinstance(X, pd.DataFrame):
+            if y is None or len(X) != len(y):
+                raise ValueError(f"X has {len(X)} rows and y {0 if y is None else len(y)}; they must agree")
+            self.n_features_in_ = X.shape[1]
+            self.feature_names_in_ = np.asarray(X.columns, dtype=object)
+            return X
+        options = {"dtype": np.float64, "ensure_all_finite": "allow-nan", "reset": reset}
+        array = validate_data(self, X, y, **options)[0] if reset else validate_data(self, X, **options)
+        return pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.classifier_tags.multi_class = False
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    def save(self, folder: str | Path) -> None:
+        """Write weights (safetensors), schema, labels and options into a folder, made if it isn't there."""
+        from safetensors.torch import save_model
+
+        check_is_fitted(self)
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        save_model(self.model_, str(place / "model.safetensors"))
+        held = {
+            "format": FORMAT,
+            "kind": type(self).__name__,
+            "options": self.get_params(),
+            "classes": self.classes_.tolist(),
+            "schema": self.schema_.to_json(),
+        }
+        (place / "model.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Return the classifier that `save` wrote.
+
+        Raises:
+            ValueError: not such a folder, or that of another kind of model.
+            FileNotFoundError: no folder.
+        """
+        from safetensors.torch import load_model
+
+        text = (Path(folder) / "model.json").read_text(encoding="utf-8")
+        try:
+            held = json.loads(text)
+            kind, options, classes, schema = (held[key] for key in ("kind", "options", "classes", "schema"))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} holds no click model: {error!r}") from error
+        if held.get("format") != FORMAT or kind != cls.__name__:
+            raise ValueError(f"{folder} holds {held.get('format')!r}, {kind}; expected {FORMAT!r}, {cls.__name__}")
+        self = cls(**options)
+        self.classes_, self.schema_ = np.array(classes), Schema.from_json(schema)
+        self.model_ = self._build(self.schema_).to(_device(self.device))
+        load_model(self.model_, str(Path(folder) / "model.safetensors"))
+        self.model_.eval()
+        return self
+
+    def export(self, X: Any) -> torch.export.ExportedProgram:
+        """Return the served model as a `torch.export` program for batches of any size.
+
+        Its inputs are the tensors of `Rows` for some rows X: ids, numbers, then the lists in the schema's order.
+        """
+        check_is_fitted(self)
+        rows = self.schema_.encode(self._table(X, None, reset=False))
+        if len(rows) < 2:
+            raise ValueError(f"an export needs two or more example rows; got {len(rows)}")
+        served = _Served(self.model_.cpu(), tuple(rows.lists))
+        inputs = (rows.ids, rows.numbers, *rows.lists.values())
+        shapes = tuple({0: torch.export.Dim("rows")} for _ in inputs)
+        return torch.export.export(served, inputs, dynamic_shapes={"tensors": shapes})
+
+
+class _Served(nn.Module):
+    """A model whose inputs are tensors, and whose outputs are probabilities."""
+
+    def __init__(self, model: nn.Module, lists: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.lists = model, lists
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        ids, numbers, *lists = tensors
+        return torch.sigmoid(self.model(Rows(ids, numbers, dict(zip(self.lists, lists, strict=True)))))
+
+
+def _split(targets: NDArray[np.int64], share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return row numbers to train on and to stop by: none of the latter where a class is too small to be split."""
+    if not 0 <= share < 1:
+        raise ValueError(f"validation is {share}; it must be 0 or more and below 1")
+    everything = np.arange(len(targets))
+    if share == 0 or np.bincount(targets).min() * share < 1:
+        return torch.from_numpy(everything), torch.from_numpy(everything[:0])
+    kept, held = train_test_split(everything, test_size=share, stratify=targets, random_state=seed)
+    return torch.from_numpy(kept), torch.from_numpy(held)
+
+
+def _device(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,0 +1,1 @@
+"""Embedding tables for categorical data: smaller ones, shared ones, pruned ones."""

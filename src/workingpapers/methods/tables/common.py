@@ -1,0 +1,112 @@
+"""What every embedding table of this room shares: one id space over all fields, honest bytes, and a name.
+
+A table serves fields f = 0 .. F-1 with n_f ids each. It is asked by *global* ids, offset_f + local id, so one call
+serves all fields of a batch, and two fields never mean the same id. N = sum n_f.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workingpapers.errors import unknown_name
+
+SPARSE_FROM = 200_000  # ids: beyond, a step of a dense optimiser over the whole table costs more than the batch itself
+
+
+class Table(nn.Module):
+    """Maps global ids to vectors; the base of all tables.
+
+    Subclasses define `forward` and, where serving needs less than training (or more), `serving_bytes`.
+
+    Args:
+        sizes: n_f, ids of each field.
+        dim: d, the width of the vectors.
+
+    Attributes:
+        offsets: (F,) the global id of each field's id 0, a buffer.
+        num_ids: N.
+
+    Raises:
+        ValueError: no field, an empty field, or a width below 1.
+    """
+
+    offsets: Tensor
+
+    def __init__(self, sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        if not sizes or min(sizes) < 1 or dim < 1:
+            raise ValueError(f"a table needs fields of 1 id or more and a width of 1 or more; got {sizes} and {dim}")
+        self.sizes, self.dim, self.num_ids = tuple(sizes), dim, sum(sizes)
+        self.register_buffer("offsets", torch.tensor([0, *accumulate(sizes)][:-1]), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the vectors of global ids: int64 of any shape (*) in, (*, d) out."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def fields_of(self, ids: Tensor) -> Tensor:
+        """Return which field each global id belongs to, in the shape of `ids`."""
+        return torch.bucketize(ids, self.offsets, right=True) - 1
+
+    def penalty(self) -> Tensor:
+        """Return what the table adds to the loss of a step, a scalar; 0 unless a method says otherwise."""
+        return self.offsets.new_zeros((), dtype=torch.float32)
+
+    def training_bytes(self) -> int:
+        """Return the bytes of all parameters and buffers while training, without the optimiser's state."""
+        return sum(x.numel() * x.element_size() for x in (*self.parameters(), *self._held()))
+
+    def serving_bytes(self) -> int:
+        """Return the bytes that must be kept to answer for every id."""
+        return self.training_bytes()
+
+    def _held(self) -> Iterable[Tensor]:
+        return (buffer for name, buffer in self.named_buffers() if name != "offsets")
+
+
+class FullTable(Table):
+    """A vector of its own for every id: what all others are compared with.
+
+    Args:
+        sizes, dim: see `Table`.
+        init_scale: standard deviation of the initial vectors (0.01, as the click models of this project's papers).
+        sparse: whether gradients are sparse, which trains with lazy Adam; None takes them from `SPARSE_FROM` ids on.
+    """
+
+    def __init__(self, sizes: Sequence[int], dim: int, *, init_scale: float = 0.01, sparse: bool | None = None) -> None:
+        super().__init__(sizes, dim)
+        self.table = nn.Embedding(self.num_ids, dim, sparse=self.num_ids >= SPARSE_FROM if sparse is None else sparse)
+        nn.init.normal_(self.table.weight, std=init_scale)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the vectors of global ids."""
+        found: Tensor = self.table(ids)
+        return found
+
+
+# Every table by the name that models take it by.
+TABLES: dict[str, str] = {"full": "workingpapers.methods.tables.common:FullTable"}
+
+
+def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Table:
+    """Return a new table by name.
+
+    Args:
+        name: a key of `TABLES`.
+        sizes, dim: see `Table`.
+        options: of that table.
+
+    Raises:
+        UserError: no table has that name.
+        ValueError: an option that the table refuses.
+    """
+    if name not in TABLES:
+        raise unknown_name("table", name, TABLES)
+    module, _, kind = TABLES[name].partition(":")
+    made: Table = getattr(importlib.import_module(module), kind)(sizes, dim, **options)
+    return made

@@ -1,0 +1,91 @@
+"""Training reaches the optimum of a convex problem, stops early, keeps the best, and spreads over processes."""
+
+import numpy as np
+import pytest
+import torch
+from clicks import KINDS, Logistic, impressions, numeric, train_share
+from sklearn.linear_model import LogisticRegression
+
+from workingpapers.methods.attention.sequences import run_processes
+from workingpapers.methods.recommenders.baselines import FM, MLP
+from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
+from workingpapers.methods.recommenders.metrics import auc
+from workingpapers.methods.recommenders.schema import Schema
+from workingpapers.methods.recommenders.training import Plan, predict, train
+from workingpapers.methods.tables.common import FullTable
+
+
+def test_reaches_the_optimum_of_logistic_regression():
+    rows, y = numeric()
+    model = Logistic(3)
+    train(model, rows, y, Plan(learning_rate=0.02, batch_size=400, max_epochs=600))
+    peer = LogisticRegression(C=1e8, tol=1e-8).fit(rows.numbers.numpy(), y.numpy())
+    # Full-batch Adam comes within its last step of the optimum.
+    np.testing.assert_allclose(model.layer.weight.detach().numpy(), peer.coef_, atol=5e-3)
+
+
+def test_stops_early_and_keeps_the_best_epoch():
+    table, labels = impressions(600)
+    schema = Schema.fit([table], kinds=KINDS)
+    rows, y = schema.encode(table), torch.from_numpy(labels)
+    torch.manual_seed(0)
+    model = ClickModel(FieldEmbedding(schema, 8), MLP(4, 8, (32,)))
+    valid = rows[400:], y[400:]
+    history = train(model, rows[:400], y[:400], Plan(learning_rate=0.02, batch_size=64), valid=valid)
+    assert len(history.auc) == history.best + 1 + 2  # patience
+    assert max(history.auc) == history.auc[history.best]
+    assert auc(valid[1].numpy(), predict(model, valid[0])) == pytest.approx(history.auc[history.best])
+    assert not model.training
+
+
+def test_sparse_gradients_train_too():
+    table, labels = impressions(3000)
+    schema = Schema.fit([table], kinds=KINDS)
+    rows, y = schema.encode(table), torch.from_numpy(labels)
+    scores = []
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        embedding = FieldEmbedding(schema, 8, table=lambda s, d, sparse=sparse: FullTable(s, d, sparse=sparse))
+        model = ClickModel(embedding, FM())
+        train(model, rows[:2000], y[:2000], Plan(learning_rate=0.01, batch_size=256, max_epochs=20))
+        scores.append(auc(labels[2000:], predict(model, rows[2000:])))
+    assert min(scores) > 0.7
+    # Every value occurs in nearly every batch here, so lazy and plain Adam do nearly the same.
+    assert abs(scores[0] - scores[1]) < 0.02
+
+
+def test_a_penalty_is_added():
+    class Pulled(Logistic):
+        def penalty(self):
+            return 100 * self.layer.weight.square().sum()
+
+    rows, y = numeric()
+    model = Pulled(3)
+    train(model, rows, y, Plan(learning_rate=0.02, batch_size=100, max_epochs=60))
+    assert model.layer.weight.abs().max() < 0.05
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    rows, y = numeric(20)
+    rows.numbers[0] = torch.nan
+    with pytest.raises(ValueError, match="the loss of epoch 1 is nan"):
+        train(Logistic(3), rows, y, Plan())
+    with pytest.raises(ValueError, match="no rows"):
+        train(Logistic(3), rows[:0], y[:0], Plan())
+
+
+@pytest.mark.parametrize(
+    "options", [{"learning_rate": 0.0}, {"weight_decay": -1.0}, {"batch_size": 0}, {"patience": 0}]
+)
+def test_bad_plans_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options)) + "|must be 1 or more"):
+        Plan(**options)
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does():
+    alone, (first, second) = train_share(), run_processes(train_share, 2)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name])
+        # Halves of a batch are averaged in another order.
+        torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-5)
