@@ -104,7 +104,7 @@ trends = Table(
     Column("start", String(10), primary_key=True),
     _paper(),
     Column("score", Float, nullable=False),
-    Index("trends_ranked", "period", "start", "score"),
+    Index("trends_ranked", "period", "start", "score", "paper_id"),
 )
 
 users = Table(

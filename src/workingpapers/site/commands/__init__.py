@@ -1,0 +1,1 @@
+"""Commands of the page; each imports what it needs when it runs."""

@@ -1,0 +1,1 @@
+"""Where papers come from: one small adapter for each source."""
