@@ -1,0 +1,445 @@
+"""HiP: a tree search finds the keys that matter to a block of queries; T log T time, T memory, nothing is trained.
+
+Neighbouring keys tend to score alike, so one key can speak for a segment. Queries come in blocks of b_q, keys in blocks
+of b_k. For one head and the query block that starts at position i, with s sinks, a window of w and a budget of k keys:
+
+    sinks     keys 0 to s - 1
+    window    keys e to the query's own, e = s + b_k N: at least w for every query of the block
+    between   N = floor((i - w + 1 - s) / b_k) key blocks, of which n = k / b_k are found; all of them if N <= n
+    search    n nodes (start, size) part the N blocks evenly; until all sizes are 1: split each node into halves
+              (start, floor(size / 2)) and (start + floor(size / 2), rest), keep the n best halves
+    score     max q . k over every second query of the block and the b_k keys of the node's representative block, its
+              first (or middle) one
+    attend    exact causal softmax over sinks, found blocks and window
+
+The search takes ceil(log2(ceil(N / n))) rounds of n new scores per sampled query and key of a block (2 n without the
+parent's: it has the first half's representative). Where neighbouring keys have nothing in common it finds only what it
+happens to score, and the first layers of a model are best left dense.
+
+Blocks are counted from the first query of a call: a prompt in parts of a multiple of b_q is as good as the whole. When
+decoding, a block is one query, whose found keys can serve the next ones too; their windows then reach back to its e.
+
+Source: Lee et al., "HiP Attention: Sparse Sub-Quadratic Attention with Hierarchical Attention Pruning", arXiv
+2406.09827, ICLR 2025, and the authors' published code of version 1.1 (integer nodes, representatives, sampled queries).
+That code ends the search at the window of a block's last query and hides doubles; here no key is met twice. Its options
+for sparse query components, for extending contexts and for dense first rows of a prompt are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from workingpapers.methods.attention import common
+from workingpapers.methods.attention.common import Model, check_inputs
+from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.lm_infinite import first_real
+
+_BATCH = 64  # query blocks whose keys are listed at once; how many are gathered at once is up to `_Vectors.chunk`
+
+
+@dataclass(frozen=True)
+class HiPAttention:
+    """Hierarchically pruned causal attention on (B, H, T, d); differentiable, but for the choice of keys.
+
+    Args:
+        top_k: k, keys found by search (512, as published).
+        block_q: b_q, queries that share what they find (32, as published).
+        block_k: b_k, keys found together (2, as published), a divisor of top_k.
+        window: w, last keys that a query always sees (128, as in the authors' code), its own included.
+        sinks: s, first keys that every query sees (16, as in the authors' code).
+        query_stride: every which query of a block scores, the last one among them (2, as in the authors' code).
+        center: whether the middle block of a segment represents it rather than its first (as in the authors' code).
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    top_k: int = 512
+    block_q: int = 32
+    block_k: int = 2
+    window: int = 128
+    sinks: int = 16
+    query_stride: int = 2
+    center: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), int(field.name not in ("sinks", "center"))
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{field.name} is {value!r}; allowed: whole numbers from {least} on")
+        if self.top_k % self.block_k:
+            raise ValueError(f"top_k {self.top_k} must be a multiple of block_k {self.block_k}")
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, key_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return out (B, H, T, d_v) in the type of q and its log-sum-exp (B, H, T) in float32 at least.
+
+        Rows of a padded batch are treated one by one without their padding, as if each came alone.
+
+        Args:
+            q: (B, H, T, d), the last T of the S positions.
+            k, v: (B, G, S, d) and (B, G, S, d_v), G dividing H. Each query head searches for itself.
+            scale: factor of the scores; None takes d^-1/2.
+            key_mask: (B, S) booleans, False for padding left or right of a row's real tokens. Padded queries come out
+                as 0 with log-sum-exp -inf.
+
+        Raises:
+            ValueError: shapes that do not fit, more queries than keys, padding between real tokens, or NaN and infinity
+                where keys are searched (without a search NaN comes out as NaN).
+        """
+        _check(q, k, v)
+        if self._runs(q.shape[2], k.shape[2]):
+            # A finite sum is proof in one pass; sums of large numbers in half precision may need the second look.
+            check_inputs(q, k, v, finite=not all(x.sum().isfinite() for x in (q, k, v)))
+        if key_mask is None:
+            return self.attend(q, k, v, self.search(q, k), scale=scale)
+        out, lse = _nothing(q, v)
+        for row, queries, keys in _pieces(q, k, key_mask):
+            piece = q[row, :, queries], k[row, :, keys], v[row, :, keys]
+            found = self.search(*piece[:2])
+            out[row, :, queries], lse[row, :, queries] = self.attend(*piece, found, scale=scale)
+        return out, lse
+
+    @torch.no_grad()
+    def search(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the key blocks that each query block finds, (B, H, blocks, n), rising.
+
+        Block j holds the keys from sinks + j block_k on. Only query blocks with more than n candidates search; they are
+        the last ones of a call, possibly none. Which of equal scores are kept is not defined.
+
+        Args:
+            q, k: as in `__call__`, without padding.
+        """
+        _check(q, k, k)
+        n, keys = self.top_k // self.block_k, _Vectors(k, q.shape[1])
+        found = [q.new_empty(*q.shape[:2], 0, n, dtype=torch.long)]
+        for run in self._runs(q.shape[2], k.shape[2]):
+            queries, owner, number = run.blocks(q)
+            sampled = queries[:, (run.size - 1) % self.query_stride :: self.query_stride]
+            total = torch.tensor(run.candidates, device=q.device)[number]
+            leaves = [self._descend(keys, run.rounds, *part) for part in _split(_BATCH, sampled, owner, total)]
+            found.append(torch.cat(leaves).view(*q.shape[:2], -1, n))
+        return torch.cat(found, dim=2)
+
+    def _descend(self, keys: _Vectors, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
+        """Return what m query blocks (m, sampled, d) of heads (m,) find among (m,) candidates, (m, n)."""
+        n, exact = self.top_k // self.block_k, torch.promote_types(q.dtype, torch.float32)
+
+        def scores(blocks: Tensor) -> Tensor:
+            places = keys.places(owner, self._tokens(blocks))
+            parts = _split(keys.chunk(places), q.to(exact), places)
+            best = [(queries @ keys.take(part).to(exact).mT).amax(dim=1) for queries, part in parts]
+            return torch.cat(best).view(*blocks.shape, self.block_k).amax(dim=2)
+
+        edges = torch.arange(n + 1, device=q.device) * total[:, None] // n
+        start, size = edges[:, :-1], edges.diff(dim=1)
+        kept = None if self.center else scores(start)
+        for _ in range(rounds):
+            half = size // 2
+            start, size = torch.cat([start, start + half], dim=1), torch.cat([half, size - half], dim=1)
+            both = scores(start + size // 2) if kept is None else torch.cat([kept, scores(start[:, n:])], dim=1)
+            best, index = both.masked_fill(size == 0, -torch.inf).topk(n, dim=1, sorted=False)
+            start, size = start.gather(1, index), size.gather(1, index)
+            kept = None if self.center else best
+        return start.sort(dim=1).values
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, found: Tensor, *, scale: float | None = None, age: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Return out (B, H, T, d_v) and lse (B, H, T) of exact attention to sinks, found blocks and window.
+
+        Args:
+            q, k, v, scale: as in `__call__`, without padding.
+            found: what `search` returned for these queries and keys.
+            age: how many tokens ago the search was, when decoding (T = 1); `found` is then what it returned there.
+
+        Raises:
+            ValueError: shapes that do not fit, or `found` of another shape than `search` returns.
+        """
+        _check(q, k, v)
+        runs = self._runs(q.shape[2], k.shape[2], age)
+        counts = [len(run.candidates) for run in runs]
+        needed = (*q.shape[:2], sum(counts), self.top_k // self.block_k)
+        if found.shape != needed:
+            raise ValueError(f"found must be (B, H, blocks, n) = {needed}, as search returns; got {tuple(found.shape)}")
+        dense = runs[0].begin if runs else q.shape[2]
+        seen = slice(k.shape[2] - q.shape[2] + dense)
+        parts = []
+        if dense or not runs:
+            parts.append(fused_attention(q[:, :, :dense], k[:, :, seen], v[:, :, seen], causal=True, scale=scale))
+        for run, blocks in zip(runs, torch.split(found, counts, dim=2), strict=True):
+            parts.append(self._attend_run(q, k, v, run, blocks, scale))
+        return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
+
+    def _attend_run(
+        self, q: Tensor, k: Tensor, v: Tensor, run: _Run, found: Tensor, scale: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend with the queries of a run: (B, H, run, d_v) and (B, H, run)."""
+        keys, values = _Vectors(k, q.shape[1]), _Vectors(v, q.shape[1])
+        near, bias = self._window(run, k.shape[2] - q.shape[2], q)
+        queries, owner, number = run.blocks(q)
+        first, parts = torch.arange(self.sinks, device=q.device), []
+        for blocks, heads, leaves, at in _split(_BATCH, queries[:, None], owner, found.flatten(0, 2), number):
+            tokens = torch.cat([first.expand(len(at), -1), self._tokens(leaves), near[at]], dim=1)
+            places = [x.places(heads, tokens) for x in (keys, values)]
+            for some, k_places, v_places, numbers in _split(keys.chunk(tokens), blocks, *places, at):
+                key, value = keys.take(k_places)[:, None], values.take(v_places)[:, None]
+                mask = bias if len(bias) == 1 else bias[numbers]
+                parts.append(fused_attention(some, key, value, scale=scale, mask=mask))
+        out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
+        return out.view(*q.shape[:2], -1, v.shape[3]), lse.view(*q.shape[:2], -1)
+
+    def _window(self, run: _Run, past: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys near each block (blocks, c) and the bias of all scores (blocks, 1, b_q, s + k + c).
+
+        The bias is -inf for keys out of sight, which are never sinks or found; (1, ...) if the same for all blocks.
+        """
+        begin = past + run.begin + run.size * torch.arange(len(run.candidates), device=q.device)[:, None]
+        edge = self.sinks + self.block_k * torch.tensor(run.candidates, device=q.device)[:, None]
+        reach = begin + run.size - edge
+        keys = edge + reach - int(reach.max()) + torch.arange(int(reach.max()), device=q.device)
+        seen = keys[:, None] <= (begin + torch.arange(run.size, device=q.device))[:, :, None]
+        seen = seen & (keys >= edge)[:, None]
+        seen = seen[:1] if bool((reach == reach[0]).all()) else seen
+        bias = q.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
+        return keys, nn.functional.pad(bias, (self.sinks + self.top_k, 0))[:, None]
+
+    def _tokens(self, blocks: Tensor) -> Tensor:
+        """Return the positions (..., m block_k) of the keys of blocks (..., m)."""
+        within = torch.arange(self.block_k, device=blocks.device)
+        return (self.sinks + blocks[..., None] * self.block_k + within).flatten(-2)
+
+    def _candidates(self, position: int) -> int:
+        """Return N of a query block that begins at a position."""
+        return max(0, (position - self.window + 1 - self.sinks) // self.block_k)
+
+    def _runs(self, queries: int, length: int, age: int = 0) -> list[_Run]:
+        """Return the query blocks that search, or have searched `age` tokens ago."""
+        runs: list[_Run] = []
+        n = self.top_k // self.block_k
+        for begin in range(0, queries, self.block_q):
+            total = self._candidates(length - queries + begin - age)
+            if total <= n:
+                continue
+            size, rounds = min(self.block_q, queries - begin), (-(-total // n) - 1).bit_length()
+            if not runs or (runs[-1].size, runs[-1].rounds) != (size, rounds):
+                runs.append(_Run(begin, size, rounds, []))
+            runs[-1].candidates.append(total)
+        return runs
+
+    def score_entries(self, length: int, *, queries: int | None = None, age: int | None = None) -> int:
+        """Return how many scores a head computes, those of the search included; dense: T (T + 1) / 2.
+
+        Args:
+            length: tokens so far.
+            queries: the last of them, of which scores are counted; None for all.
+            age: for a decoded token, how many tokens ago the search was that it uses; None for a search of its own.
+        """
+        queries, n = length if queries is None else queries, self.top_k // self.block_k
+        entries = queries * (length - queries) + queries * (queries + 1) // 2
+        for run in self._runs(queries, length, age or 0):
+            nodes = 2 * n * run.rounds if self.center else n * (1 + run.rounds)
+            searched = -(-run.size // self.query_stride) * nodes * self.block_k if age is None else 0
+            pruned = sum(run.size * (total * self.block_k - self.top_k) for total in run.candidates)
+            entries += len(run.candidates) * searched - pruned
+        return entries
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Consecutive query blocks of a call that search in equally many rounds."""
+
+    begin: int  # the first query
+    size: int  # queries per block
+    rounds: int
+    candidates: list[int]  # N of each block
+
+    def blocks(self, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the m = B H blocks query blocks (m, b_q, d), b H + h of each and its number in the run, (m,)."""
+        heads, count = q.shape[0] * q.shape[1], len(self.candidates)
+        queries = q[:, :, self.begin : self.begin + self.size * count].reshape(-1, self.size, q.shape[3])
+        owner = torch.arange(heads, device=q.device).repeat_interleave(count)
+        return queries, owner, torch.arange(count, device=q.device).repeat(heads)
+
+
+class _Vectors:
+    """The vectors of keys or values (B, G, T, d), to be gathered for H query heads without copying the whole."""
+
+    def __init__(self, x: Tensor, heads: int) -> None:
+        width = x.shape[3]
+        if x.stride(3) != 1 or any(stride % width for stride in x.stride()[:3]):
+            x = x.contiguous()
+        batch, head, self.step = (stride // width for stride in x.stride()[:3])
+        last = sum(stride * (n - 1) for stride, n in zip((batch, head, self.step), x.shape[:3], strict=True))
+        self.rows = x.as_strided((last + 1 if x.numel() else 0, width), (width, 1))
+        group = torch.arange(heads, device=x.device) // (heads // x.shape[1])
+        self.first = (torch.arange(x.shape[0], device=x.device)[:, None] * batch + group * head).flatten()
+        self.room = x.new_empty(0)
+
+    def places(self, owner: Tensor, tokens: Tensor) -> Tensor:
+        """Return which rows hold the tokens (m, c) of sequences and heads (m,), numbered b H + h."""
+        return self.first[owner][:, None] + tokens * self.step
+
+    def chunk(self, places: Tensor) -> int:
+        """Return how many m of places (m, c) to gather at once: as much as stays in the caches of the processors."""
+        size = 2**18 * torch.get_num_threads() if self.rows.device.type == "cpu" else 2**24
+        return max(1, size // (places.shape[1] * self.rows.shape[1]))
+
+    def take(self, places: Tensor) -> Tensor:
+        """Return the vectors (m, c, d) at places (m, c); without gradients, valid until the next call."""
+        if torch.is_grad_enabled() and self.rows.requires_grad:
+            return self.rows[places]
+        size = places.numel() * self.rows.shape[1]
+        if self.room.numel() < size:  # new memory each time would cost more than what is done in it
+            self.room = self.rows.new_empty(size)
+        room = self.room[:size].view(-1, self.rows.shape[1])
+        return torch.index_select(self.rows, 0, places.flatten(), out=room).view(*places.shape, -1)
+
+
+def _split(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(torch.split(x, size) for x in tensors), strict=True)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    check_inputs(q, k, v)
+    if q.shape[2] > k.shape[2]:
+        raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
+    if 0 in (*q.shape[:2], q.shape[3], v.shape[3]):
+        raise ValueError(f"only T may be 0; got q {tuple(q.shape)}, v {tuple(v.shape)}")
+
+
+def _pieces(q: Tensor, k: Tensor, key_mask: Tensor) -> list[tuple[slice, slice, slice]]:
+    """Return the slices (row, queries, keys) of the real tokens of each row that has real queries."""
+    needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
+    if got != needed or key_mask.dtype != torch.bool:
+        raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
+    past, pieces = k.shape[2] - q.shape[2], []
+    spans = zip(first_real(key_mask).tolist(), key_mask.sum(dim=1).tolist(), strict=True)
+    for row, (begin, count) in enumerate(spans):
+        end = begin + count
+        if end > max(begin, past):
+            pieces.append((slice(row, row + 1), slice(max(0, begin - past), end - past), slice(begin, end)))
+    return pieces
+
+
+def _nothing(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output and log-sum-exp of queries that see nothing."""
+    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_zeros(*q.shape[:3], v.shape[3]), lse
+
+
+def naive_hip_mask(hip: HiPAttention, q: Tensor, k: Tensor) -> Tensor:
+    """Return (B, H, T, S), True where `hip` attends, by the definition: node by node, all scores at hand.
+
+    Equal scores keep the earlier node.
+    """
+    (batch, heads, length, _), past = q.shape, k.shape[2] - q.shape[2]
+    scores = q @ common.repeat_heads(k, heads).mT
+    mask = common.causal_mask(length, k.shape[2]).repeat(batch, heads, 1, 1)
+    for b, h, begin in itertools.product(range(batch), range(heads), range(0, length, hip.block_q)):
+        end = min(begin + hip.block_q, length)
+        best = scores[b, h, list(range(end - 1, begin - 1, -hip.query_stride))].amax(dim=0)
+        first, total = hip.sinks, hip._candidates(past + begin)
+        of_block = best[first : first + total * hip.block_k].view(total, hip.block_k).amax(dim=1).tolist()
+        for block in set(range(total)) - _naive_search(hip, of_block):
+            mask[b, h, begin:end, first + block * hip.block_k : first + (block + 1) * hip.block_k] = False
+    return mask
+
+
+def _naive_search(hip: HiPAttention, scores: list[float]) -> set[int]:
+    """Return the blocks that a search over blocks of these scores ends with."""
+    n, total = hip.top_k // hip.block_k, len(scores)
+    bounds = [total * j // n for j in range(n + 1)]
+    nodes = list(itertools.pairwise(bounds)) if total > n else [(j, j + 1) for j in range(total)]
+    while any(end - start > 1 for start, end in nodes):  # first block, block after the last
+        halves = [half for start, end in nodes for half in ((start, (start + end) // 2), ((start + end) // 2, end))]
+        best = []
+        for start, end in halves:
+            if start < end:
+                best.append((-scores[(start + end) // 2 if hip.center else start], start, end))
+        nodes = sorted((start, end) for _, start, end in sorted(best)[:n])
+    return {start for start, _ in nodes}
+
+
+def naive_hip_attention(
+    hip: HiPAttention, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what `hip` does without padding, by the definition: dense attention under `naive_hip_mask`."""
+    return common.dense_attention(q, k, v, scale=scale, mask=naive_hip_mask(hip, q, k), return_lse=True)
+
+
+@dataclass
+class _Found:
+    """What a layer found when decoding."""
+
+    keys: weakref.ref[Tensor]  # of the last step: they tell whether the cache is the same
+    age: int  # how many tokens ago the search was
+    starts: list[tuple[slice, int | None]]  # row and first key of each sequence without its padding
+    blocks: list[Tensor]
+
+
+def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 3, refresh_interval: int = 8) -> Model:
+    """Let a rotary decoder of transformers attend by HiP; `common.restore` takes it out again.
+
+    Prompts and decoded tokens are treated alike; the cache is the ordinary one. What a search found is used again only
+    if nothing but decoding changed the cache (no beam search reordered it, no crop shortened it).
+
+    Args:
+        model: see `common.apply`. Changed in place.
+        hip: the options; None takes the defaults.
+        dense_layers: how many first layers stay exact (3, as in the authors' code).
+        refresh_interval: decoded tokens per search (8, as in the authors' code); 1 searches for each.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: a model that `common.check_model` refuses, or an option out of range.
+    """
+    common.check_model(model)
+    hip, count = hip or HiPAttention(), len(common.attention_layers(model))
+    if not 0 <= dense_layers < count:
+        kind = type(model).__name__
+        raise ValueError(f"dense_layers is {dense_layers}; allowed: 0 to {count - 1}, for {kind} has {count} layers")
+    if refresh_interval < 1:
+        raise ValueError(f"refresh_interval is {refresh_interval}; allowed: 1 or more")
+    dense = replace(hip, window=sys.maxsize)
+    memory: dict[int, _Found] = {}
+
+    def attention(
+        q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: Any, **kwargs: Any
+    ) -> Tensor:
+        layer = module.layer_idx
+        if layer < dense_layers or q.shape[2] != 1:
+            return (dense if layer < dense_layers else hip)(q, k, v, scale=scale, key_mask=key_mask)[0]
+        check_inputs(q, k[:, :, -1:], v[:, :, -1:], finite=True)  # the cache holds what was checked before
+        whole = [(slice(None), slice(None), slice(None))]
+        pieces = whole if key_mask is None else _pieces(q, k, key_mask)
+        starts = [(row, keys.start) for row, _, keys in pieces]
+        last = memory.get(layer) if layer in kwargs["hip_unchanged"] else None
+        if last is not None and last.age + 1 < refresh_interval and last.starts == starts:
+            age, found = last.age + 1, last.blocks
+        else:
+            age, found = 0, [hip.search(q[row], k[row, :, keys]) for row, _, keys in pieces]
+        memory[layer] = _Found(weakref.ref(k), age, starts, found)
+        out = _nothing(q, v)[0]
+        for (row, _, keys), blocks in zip(pieces, found, strict=True):
+            out[row] = hip.attend(q[row], k[row, :, keys], v[row, :, keys], blocks, scale=scale, age=age)[0]
+        return out
+
+    def prepare(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        layers = getattr(kwargs.get("cache"), "layers", ())
+        cached = {i: layer.keys for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None}
+        unchanged = {i for i, found in memory.items() if i in cached and found.keys() is cached[i]}
+        return {**kwargs, "hip_unchanged": unchanged}
+
+    return common.apply(model, "hip", attention, prepare=prepare)

@@ -1,0 +1,288 @@
+"""Causal attention of one head whose blocks of queries see only some of the earlier keys.
+
+The sequence is cut into blocks of c positions, counted from the first key. The queries of a block that starts at a see
+the keys from a up to themselves, and what they see before a is the same for the whole block. `Cut` computes such parts
+by fused kernels, and merges them by their log-sum-exps; they must not overlap:
+
+    local     the last n keys before a, and the own block       overlapping views of the keys, one mask for all blocks
+    band      the keys a - high .. a - low                      overlapping views
+    columns   single keys that many blocks see                  one copy of them for all blocks
+    listed    runs of keys, by a list for each block            gathered
+
+Time is that of the scores and of some copying and merging, memory is linear in T. `Lines` and `Blocks` are two ways to
+say which keys are seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from workingpapers.methods.attention.common import causal_mask, merge
+from workingpapers.methods.attention.fused import fused_attention
+
+GATHERED = 2**11
+"""Keys gathered at a time: with their values about 1 MiB for 64 numbers each in float32, which caches hold."""
+
+ROWS = 2**11
+"""Queries at a time: few enough that what is merged stays in caches, enough to keep the calls' own time small."""
+
+
+class Cut:
+    """One head's queries in blocks, and the attention to the parts seen so far.
+
+    Args:
+        q: (T_q, d), the last T_q of T positions, at least one.
+        k, v: (T, d) and (T, d_v).
+        size: c.
+        scale: factor of the scores.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, size: int, scale: float) -> None:
+        self.k, self.v, self.size, self.scale = k, v, size, scale
+        self.first, self.lead = divmod(len(k) - len(q), size)
+        self.count, self.length = math.ceil((self.lead + len(q)) / size), len(q)
+        self.rest = self.count * size - self.lead - len(q)  # rows after the end, as `lead` before the first query
+        self.q = _padded(q, self.lead, self.rest).reshape(self.count, 1, size, -1)
+        self.blocks = torch.arange(self.first, self.first + self.count, device=q.device)
+        self.out: Tensor | None = None
+        self.lse: Tensor | None = None
+
+    def local(self, reach: int) -> None:
+        """See the own block and `reach` keys before it."""
+        head = min(self.count, max(0, math.ceil(reach / self.size) - self.first))  # blocks that see everything
+        parts = []
+        if head:
+            parts.append(self._everything(head))
+        if head < self.count:
+            begin = (self.first + head) * self.size - reach
+            mask = causal_mask(self.size, reach + self.size, self.k.device)[None, None]
+            parts.append(self._views(head, begin, reach + self.size, mask))
+        self._add(0, *(torch.cat([part[i] for part in parts]) for i in range(2)))
+
+    def _everything(self, head: int) -> tuple[Tensor, Tensor]:
+        """Attend with the first `head` blocks to all that comes before."""
+        start, end = self.first * self.size, (self.first + head) * self.size
+        q = self.q[:head].view(1, 1, end - start, -1)
+        own = (_padded(x[start:end], 0, max(0, end - len(x)))[None, None] for x in (self.k, self.v))
+        found = fused_attention(q, *own, causal=True, scale=self.scale)
+        if start:
+            earlier = fused_attention(q, self.k[None, None, :start], self.v[None, None, :start], scale=self.scale)
+            found = merge(*found, *earlier)
+        return found[0].view(head, 1, self.size, -1), found[1].view(head, 1, self.size)
+
+    def band(self, low: int, high: int) -> None:
+        """See the keys from `high` to `low` >= 1 positions before a block's start."""
+        skip = min(self.count, max(0, math.ceil(low / self.size) - self.first))
+        if skip == self.count:
+            return
+        begin = (self.first + skip) * self.size - high
+        mask = None
+        if begin < 0:
+            before = torch.arange(high, low - 1, -1, device=self.k.device)
+            mask = (self.blocks[skip:, None] * self.size >= before)[:, None, None]
+        self._add(skip, *self._views(skip, begin, high - low + 1, mask))
+
+    def columns(self, columns: Tensor, seen: Tensor) -> None:
+        """See the keys at `columns` (n,), rising, where `seen` (N, n) says so for a block."""
+        everyone = seen.all(dim=0)
+        if bool(everyone.any()):  # all blocks as one: the kernel likes many queries
+            keys, values = (x[columns[everyone]][None, None] for x in (self.k, self.v))
+            out, lse = fused_attention(self.q.view(1, 1, -1, self.q.shape[-1]), keys, values, scale=self.scale)
+            self._add(0, out.view(self.count, 1, self.size, -1), lse.view(self.count, 1, self.size))
+        some = seen.any(dim=0) & ~everyone
+        if bool(some.any()):
+            keys, values = (x[columns[some]].expand(self.count, 1, -1, -1) for x in (self.k, self.v))
+            mask = seen[:, None, None, some]
+            self._add(0, *fused_attention(self.q, keys, values, scale=self.scale, mask=mask))
+
+    def listed(self, runs: Tensor, size: int) -> None:
+        """See the keys i size .. (i + 1) size - 1 for each i in a block's row of `runs` (N, n), where -1 is none."""
+        runs = runs.sort(dim=1).values  # what is none stands in front
+        skip, seen = (runs < 0).sum(dim=1).tolist(), runs >= 0
+        end = int(self.blocks[-1]) * self.size // size * size  # runs lie before the last block
+        if min(skip) == runs.shape[1] or end == 0:
+            return
+        stores = [x[:end].reshape(end // size, size * x.shape[1]) for x in (self.k, self.v)]
+        step, parts = max(1, GATHERED // (runs.shape[1] * size)), []
+        for begin in range(0, self.count, step):
+            rows, left = slice(begin, begin + step), min(skip[begin : begin + step])
+            here = runs[rows, left:].clamp(min=0)
+            width = here.shape[1] * size
+            keys, values = (F.embedding(here, x).view(len(here), 1, width, x.shape[1] // size) for x in stores)
+            mask = None
+            if left < max(skip[begin : begin + step]):
+                mask = seen[rows, left:].repeat_interleave(size, dim=1)[:, None, None]
+            parts.append(fused_attention(self.q[rows], keys, values, scale=self.scale, mask=mask))
+        self._add(0, *(torch.cat([part[i] for part in parts]) for i in range(2)))
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return out (T_q, d_v) and lse (T_q,) of all parts together."""
+        assert self.out is not None
+        assert self.lse is not None
+        rows = slice(self.lead, self.lead + self.length)
+        return self.out.flatten(0, 2)[rows].to(self.q.dtype), self.lse.flatten()[rows]
+
+    def _views(self, skip: int, begin: int, width: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attend from block `skip` on to `width` keys: those from `begin` on, then c later for each further block."""
+        end = begin + (self.count - skip - 1) * self.size + width
+        keys, values = (
+            _padded(x[max(0, begin) : max(0, end)], max(0, -begin), max(0, end - len(x)))
+            .unfold(0, width, self.size)
+            .mT.unsqueeze(1)
+            for x in (self.k, self.v)
+        )
+        return fused_attention(self.q[skip:], keys, values, scale=self.scale, mask=mask)
+
+    def _add(self, skip: int, out: Tensor, lse: Tensor) -> None:
+        out = out.to(lse.dtype)
+        if self.out is None or self.lse is None:
+            self.out, self.lse = out, lse
+            return
+        # What `common.merge` does, in one pass over the outputs.
+        share = torch.sigmoid(lse - self.lse[skip:]).masked_fill(lse == -torch.inf, 0.0)
+        out, lse = self.out[skip:].lerp(out, share.unsqueeze(-1)), torch.logaddexp(lse, self.lse[skip:])
+        self.out = torch.cat([self.out[:skip], out]) if skip else out
+        self.lse = torch.cat([self.lse[:skip], lse]) if skip else lse
+
+
+def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    return F.pad(x, (0, 0, before, after)) if before or after else x
+
+
+def _by_rows(
+    q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, look: Callable[[Cut], None]
+) -> tuple[Tensor, Tensor]:
+    """Return out (T_q, d_v) and lse (T_q,), some blocks at a time, each time calling `look` on a new `Cut`."""
+    past, parts = len(k) - len(q), []
+    step = max(1, ROWS // size) * size
+    for start in range(past // step * step, len(k), step):
+        end = min(start + step, len(k))
+        cut = Cut(q[max(0, start - past) : end - past], k[:end], v[:end], size, scale)
+        look(cut)
+        parts.append(cut.result())
+    out, lse = zip(*parts, strict=True)
+    return torch.cat(out), torch.cat(lse)
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Columns and diagonals themselves: what is found for a prompt, or a pattern that stays the same for all.
+
+    A column is seen by every later query. A diagonal o shows a block at a the keys a - o .. a - o + c - 1.
+
+    Args:
+        columns: (n,) positions of keys, rising; those beyond a shorter prompt don't count.
+        offsets: (m,) distances from query to key, rising from 0 on.
+    """
+
+    columns: Tensor
+    offsets: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("columns", "offsets"):
+            x = getattr(self, name)
+            whole = isinstance(x, Tensor) and x.ndim == 1 and (len(x) == 0 or not x.is_floating_point())
+            if not whole or bool((x.diff(prepend=x.new_full((1,), -1)) <= 0).any()):
+                raise ValueError(f"{name} must be whole numbers, 0 or more, in rising order; got {x!r}")
+        if len(self.offsets) == 0 or self.offsets[0] != 0:
+            raise ValueError(f"offsets must start with 0, the query's own position; got {self.offsets!r}")
+
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Lines:
+        """Return itself, whatever the prompt, on the device of the keys."""
+        return Lines(self.columns.to(k.device), self.offsets.to(k.device))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, block_size: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Return out (T_q, d_v) and lse (T_q,) for one head, see `Cut`."""
+        shown = self._shown(len(k), block_size)
+        back = shown[1:].nonzero().flatten() + 1
+        edges = [*(back.diff(prepend=back[:1] - 2) > 1).nonzero().flatten().tolist(), len(back)]
+        runs = [back[i:j] for i, j in itertools.pairwise(edges)]
+        reach = len(runs.pop(0)) if runs and runs[0][0] == 1 else 0
+
+        def look(cut: Cut) -> None:
+            cut.local(reach)
+            for run in runs:
+                cut.band(int(run[0]), int(run[-1]))
+            if len(self.columns):
+                cut.columns(self.columns, self._alone(cut.blocks * block_size, shown))
+
+        return _by_rows(q, k, v, block_size, scale, look)
+
+    def entries(self, length: int, block_size: int) -> int:
+        """Return how many of the T (T + 1) / 2 causal pairs a head scores."""
+        shown = self._shown(length, block_size)
+        starts = torch.arange(0, length, block_size, device=self.columns.device)
+        earlier = shown[1:].cumsum(0)[(starts - 1).clamp(min=0)] * (starts > 0)
+        for some in torch.split(torch.arange(len(starts)), 256):
+            earlier[some] += self._alone(starts[some], shown).sum(dim=1)
+        return _entries(earlier, length, block_size)
+
+    def _shown(self, length: int, block_size: int) -> Tensor:
+        """Return (T + 1,) booleans: whether diagonals show a block what is 0, 1, ... T positions before its start."""
+        hit = torch.zeros(1, length + block_size, device=self.offsets.device)
+        hit[0, self.offsets[self.offsets < length + block_size]] = 1
+        return F.max_pool1d(hit, block_size, 1)[0] > 0
+
+    def _alone(self, starts: Tensor, shown: Tensor) -> Tensor:
+        """Return (g, n) which columns blocks see that start at `starts` (g,), and by no diagonal."""
+        before = (starts[:, None] - self.columns).clamp(min=0)
+        return (before > 0) & ~shown[before]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Blocks themselves: what is found for a prompt, or a pattern that stays the same for all.
+
+    Args:
+        rows: (N, n) the blocks of keys for each of N blocks of queries, the own one being seen anyway; -1 for none.
+    """
+
+    rows: Tensor
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.rows, Tensor) and self.rows.ndim == 2 and not self.rows.is_floating_point()
+        if not whole or bool((self.rows > torch.arange(len(self.rows), device=self.rows.device)[:, None]).any()):
+            raise ValueError(f"rows must be (N, n) whole numbers, in row m up to m; got {self.rows!r}")
+        ordered = self.rows.sort(dim=1).values
+        if bool(((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()):
+            raise ValueError("rows must name each block of keys once")
+
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Blocks:
+        """Return itself, on the device of the keys.
+
+        Raises:
+            ValueError: a prompt that is longer than the one for which the blocks were found.
+        """
+        if len(k) > len(self.rows) * block_size:
+            raise ValueError(f"blocks for at most {len(self.rows) * block_size} tokens cannot serve {len(k)}")
+        return Blocks(self.rows.to(k.device))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, block_size: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Return out (T_q, d_v) and lse (T_q,) for one head, see `Cut`."""
+
+        def look(cut: Cut) -> None:
+            rows = self.rows[cut.blocks]
+            cut.local(0)
+            cut.listed(rows.masked_fill(rows == cut.blocks[:, None], -1), block_size)
+
+        return _by_rows(q, k, v, block_size, scale, look)
+
+    def entries(self, length: int, block_size: int) -> int:
+        """Return how many of the T (T + 1) / 2 causal pairs a head scores."""
+        blocks = torch.arange(math.ceil(length / block_size), device=self.rows.device)
+        rows = self.rows[: len(blocks)]
+        return _entries(((rows >= 0) & (rows < blocks[:, None])).sum(dim=1) * block_size, length, block_size)
+
+
+def _entries(earlier: Tensor, length: int, block_size: int) -> int:
+    """Return the number of pairs if each block sees so many keys before it, and its own causally."""
+    starts = torch.arange(len(earlier), device=earlier.device) * block_size
+    rows = (length - starts).clamp(max=block_size)
+    return int((earlier * rows + rows * (rows + 1) // 2).sum())

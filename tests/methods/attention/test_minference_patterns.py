@@ -1,0 +1,100 @@
+"""What the patterns find: planted lines, sums by their definition, and what is always kept."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash, naive_mask
+
+
+def planted(T, columns, offsets, strength=40.0):
+    """Return queries and keys whose weights all lie on some columns and diagonals, by one-hot positions."""
+    i = torch.arange(T)
+    q = torch.zeros(T, T, dtype=torch.float64)
+    for o in offsets:
+        q[i[o:], i[o:] - o] = strength
+    q[:, columns] = strength
+    return q.tril(), torch.eye(T, dtype=torch.float64)
+
+
+def test_a_planted_head_is_recovered():
+    columns, offsets = [3, 17, 40, 71, 99], [0, 7, 55]
+    q, k = planted(160, columns, offsets)
+    found = VerticalSlash(5, 3, n_first=0, n_near=1).find(q, k, block_size=1, scale=1.0)
+    assert found.columns.tolist() == columns
+    assert found.offsets.tolist() == offsets
+    # A prompt that goes on with a cache shows the same lines to its last 80 queries.
+    late = VerticalSlash(5, 3, n_first=0, n_near=1).find(q[80:], k, block_size=1, scale=1.0)
+    assert (late.columns.tolist(), late.offsets.tolist()) == (columns, offsets)
+
+
+def test_first_columns_and_nearest_diagonals_are_always_kept():
+    q, k = planted(160, [70], [50])
+    found = VerticalSlash(10, 12).find(q, k, block_size=1, scale=1.0)
+    assert found.columns[:5].tolist() == [0, 1, 2, 3, 4]
+    assert found.offsets[:6].tolist() == [0, 1, 2, 3, 4, 5]
+    assert 70 in found.columns
+    assert 50 in found.offsets
+    assert (len(found.columns), len(found.offsets)) == (10, 12)
+    assert (VerticalSlash(1000, 6096).n_first, VerticalSlash(1000, 6096).n_near) == (30, 100)  # as published
+
+
+def test_blocks_are_those_with_similar_means():
+    k = torch.eye(8, dtype=torch.float64).repeat_interleave(4, dim=0)  # block m points along axis m
+    q = k.roll(8, dims=0)  # and looks for block m - 2
+    rows = BlockSparse(2).find(q, k, block_size=4, scale=1.0).rows
+    assert [sorted(row) for row in rows.tolist()][2:] == [[m - 2, m] for m in range(2, 8)]
+
+
+@given(
+    T=st.integers(1, 50),
+    c=st.sampled_from([1, 4, 16]),
+    pattern=st.one_of(
+        st.builds(AShape, st.integers(0, 60), st.integers(1, 60)),
+        st.builds(VerticalSlash, st.integers(0, 60), st.integers(1, 60), last_q=st.sampled_from([1, 5, 64])),
+        st.builds(BlockSparse, st.integers(1, 9)),
+    ),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_row_sees_itself_and_no_future(T, c, pattern, seed):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, T, 4, generator=generator, dtype=torch.float64)
+    mask = naive_mask(pattern, q, k, block_size=c, scale=0.5)
+    assert mask.diagonal().all()
+    assert not mask.triu(1).any()
+    assert pattern.find(q, k, block_size=c, scale=0.5).entries(T, c) == mask.sum()
+
+
+@given(small=st.tuples(*[st.integers(1, 30)] * 2), more=st.tuples(*[st.integers(0, 10)] * 2), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_larger_budgets_keep_what_smaller_ones_keep(small, more, seed):
+    """So the recovered attention can only grow, whatever the head."""
+    q, k = torch.randn(2, 60, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    few, many = (
+        VerticalSlash(*sizes).find(q, k, block_size=4, scale=1.0)
+        for sizes in (small, (small[0] + more[0], small[1] + more[1]))
+    )
+    assert torch.isin(few.columns, many.columns).all()
+    assert torch.isin(few.offsets, many.offsets).all()
+    few, many = (BlockSparse(n).find(q, k, block_size=4, scale=1.0).rows for n in (small[0], small[0] + more[0]))
+    assert all(set(a) - {-1} <= set(b) for a, b in zip(few.tolist(), many.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AShape(-1, 5), "n_init of AShape must be an integer, 0 or more; got -1"),
+        (lambda: AShape(1, 0), "n_local of AShape"),
+        (lambda: VerticalSlash(-1, 5), "n_vertical of VerticalSlash"),
+        (lambda: VerticalSlash(5, 0), "n_slash of VerticalSlash"),
+        (lambda: VerticalSlash(5, 5, n_near=0), "n_near of VerticalSlash"),
+        (lambda: VerticalSlash(5, 2.5), "n_slash of VerticalSlash must be an integer, 1 or more; got 2.5"),
+        (lambda: VerticalSlash(5, 5, last_q=0), "last_q of VerticalSlash"),
+        (lambda: BlockSparse(0), "n_blocks of BlockSparse"),
+    ],
+)
+def test_sizes_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
