@@ -9,11 +9,19 @@ import click
 
 from workingpapers import __version__
 from workingpapers.errors import UserError
+from workingpapers.site.commands.digest import digest
+from workingpapers.site.commands.mcp import mcp
+from workingpapers.site.commands.serve import serve
+from workingpapers.site.commands.sync import sync
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from workingpapers.runs.execute import Progress
+
+
+# What comes with the extra "site" alone.
+_OF_THE_PAGE = ("fastapi", "itsdangerous", "mcp", "onnxruntime", "starlette", "usearch", "uvicorn")
 
 
 class _Papers(click.Group):
@@ -38,6 +46,10 @@ class _Papers(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
+            if isinstance(error, ModuleNotFoundError) and error.name in _OF_THE_PAGE:
+                needed = f"needs {error.name}, which is not installed: pip install 'workingpapers[site]'"
+                click.echo(f"papers: `papers {ctx.invoked_subcommand}` {needed}", err=True)
+                ctx.exit(2)
             summary = str(error).strip().split("\n")[0]
             click.echo(f"papers: {type(error).__name__}: {summary}", err=True)
             click.echo("This looks like a bug; `papers --debug ...` shows where it happened.", err=True)
@@ -180,17 +192,20 @@ def data() -> None:
     """List the data sets known by name. A path of your own works wherever a name does."""
     from workingpapers import terminal
     from workingpapers.data.datasets import DATASETS
+    from workingpapers.data.impressions import IMPRESSIONS
+    from workingpapers.data.texts import TEXTS
 
-    terminal.show(terminal.show_infos(DATASETS.values()))
+    terminal.show(terminal.show_infos([*DATASETS.values(), *IMPRESSIONS.values(), *TEXTS.values()]))
 
 
 @main.command()
 def models() -> None:
     """List the models known by name. The names of transformers and timm and paths work too."""
     from workingpapers import terminal
+    from workingpapers.data.language_models import LANGUAGE_MODELS
     from workingpapers.data.models import MODELS
 
-    terminal.show(terminal.show_infos(MODELS.values()))
+    terminal.show(terminal.show_infos([*MODELS.values(), *LANGUAGE_MODELS.values()]))
 
 
 def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -358,3 +373,7 @@ def report(output: str, store: str | None) -> None:
 
     index = write_report(Path(output), Store(store))
     terminal.say(f"Wrote {index}")
+
+
+for command in (serve, sync, digest, mcp):
+    main.add_command(command)

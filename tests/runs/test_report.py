@@ -16,10 +16,10 @@ from workingpapers.papers import catalogue
 from workingpapers.runs import claims, report
 from workingpapers.runs.execute import try_
 from workingpapers.runs.leaderboard import leaderboards
-from workingpapers.runs.report import command, permalink, write_report
+from workingpapers.runs.present import command
+from workingpapers.runs.report import write_report
 from workingpapers.runs.store import Store
 from workingpapers.tasks import protocol
-from workingpapers.tasks.protocol import Conditions
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +137,6 @@ def test_downloads_hold_the_numbers(world):
     table = page.with_suffix(".csv").read_text().splitlines()
     assert table[0].startswith("entry,paper,seeds,accuracy,accuracy ±")
     assert [line.split(",")[0] for line in table[1:]] == ["mlp", "logistic-regression", "knn"]
-
-
-def test_permalinks_are_readable_constant_and_distinct():
-    at = Conditions("demo", "standard", "./my photos/Ünï", "google/vit", "full")
-    assert permalink(at) == "demo-standard-my-photos-n-google-vit-full-fff4ae05"
-    other = Conditions("demo", "standard", "./my photos/Ünï", "google/vit", "full", label="species")
-    assert permalink(other) != permalink(at)
-    assert len(permalink(Conditions("demo", "standard", "x" * 1000, "", "full"))) < 100
 
 
 def test_the_command_names_what_is_not_the_default(world):

@@ -178,10 +178,11 @@ def test_no_day_is_missed_however_often_it_stops(first, stops):
 
 def test_words_for_sources(sqlite_database, tmp_path):
     file = corpus(tmp_path, 60)
-    words = ["arxiv", "arxiv:cs.LG,hep-th", "huggingface", "citations", "stars", str(file)]
+    words = ["arxiv", "arxiv:cs.LG,hep-th", "huggingface", "citations", "stars", "submitted", str(file)]
     names = [source.name for source in named(words, sqlite_database, Client(), "2026-11-01", TODAY)]
     usual = [f"arxiv:{category}" for category in CATEGORIES]
-    assert names == [*usual, "arxiv:cs.LG", "arxiv:hep-th", "huggingface", "citations", "stars", "file:corpus"]
+    plain = ["huggingface", "citations", "stars", "submitted"]
+    assert names == [*usual, "arxiv:cs.LG", "arxiv:hep-th", *plain, "file:corpus"]
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,20 @@ def _clean(element: ElementTree.Element, colours: Mapping[str, str], name: str, 
         elif key == "style":
             value = re.sub(r"#[0-9a-f]{6}", lambda found: colours.get(found[0], found[0]), value)
             value = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", re.sub(r"font-family: [^;]*; ?", "", value))
+            element.attrib |= _attributes(value.replace("url(#", f"url(#{name}-"))
+            continue
         elif key.endswith("href"):
             value = value.replace("#", f"#{name}-")
         element.attrib[key.rpartition("}")[2]] = value.replace("url(#", f"url(#{name}-")
     if element.tag != "text":
         element.text = None
     element.tail = None
+
+
+def _attributes(style: str) -> dict[str, str]:
+    """Return declarations as presentation attributes, which a content policy without inline styles allows."""
+    pairs = (declaration.partition(":") for declaration in style.split(";") if ":" in declaration)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def printable(text: str) -> str:

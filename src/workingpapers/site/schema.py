@@ -172,7 +172,7 @@ subscriptions = Table(
     Column("frequency", String, nullable=False),  # "daily", "weekdays" or "weekly"
     Column("topics", JSON, nullable=False, default=list),
     Column("queries", JSON, nullable=False, default=list),
-    Column("state", String, nullable=False),  # "pending", "active", "ended" or "bounced"
+    Column("state", String, nullable=False),  # "active", "ended" or "bounced"
     Column("created", Float, nullable=False),
     Column("confirmed", Float),
 )
@@ -187,7 +187,7 @@ outbox = Table(
     Column("subscription_id", ForeignKey("subscriptions.id", ondelete="CASCADE")),
     Column("edition", String),  # the day of a digest
     Column("message", LargeBinary, nullable=False),
-    Column("state", String, nullable=False, index=True),  # "waiting", "sent" or "failed"
+    Column("state", String, nullable=False, index=True),  # "waiting", "sending", "sent", "failed" or "empty"
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_try", Float, nullable=False),
     Column("created", Float, nullable=False),

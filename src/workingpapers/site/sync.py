@@ -28,8 +28,9 @@ from workingpapers.site.sources.github import GitHub
 from workingpapers.site.sources.http import Client
 from workingpapers.site.sources.huggingface import HuggingFace
 from workingpapers.site.sources.semantic_scholar import SemanticScholar
+from workingpapers.site.sources.submitted import Submitted
 
-SOURCES = ("arxiv", "huggingface", "citations", "stars")
+SOURCES = ("arxiv", "huggingface", "citations", "stars", "submitted")
 
 _CACHE_KIB = 64 * 1024
 _KEPT_PROBLEMS = 20  # of each source; the rest is counted
@@ -126,7 +127,8 @@ def named(words: Sequence[str], engine: Engine, client: Client, since: str | Non
     """Return the sources that words on the command line stand for.
 
     Args:
-        words: "arxiv" (its usual categories), "arxiv:cs.LG,cs.CL", "huggingface", "citations", "stars", or a file.
+        words: "arxiv" (its usual categories), "arxiv:cs.LG,cs.CL", "huggingface", "citations", "stars",
+            "submitted", or a file.
         engine: the page's database.
         client: asks the services.
         since: first day for the sources that go by days, ISO; None goes on where the last sync ended.
@@ -157,5 +159,7 @@ def _named(word: str, engine: Engine, client: Client, since: str | None, today: 
         yield SemanticScholar(engine, client)
     elif word == "stars":
         yield GitHub(engine, client)
+    elif word == "submitted":
+        yield Submitted(engine, client)
     else:
         raise unknown_name("source", word, SOURCES, f"A file ends in {' or '.join(ENDINGS)}.")

@@ -26,11 +26,11 @@ Examples:
     "--database", metavar="URL", help="The page's database. [default: $WORKINGPAPERS_SITE or the user's data folder]"
 )
 def digest(every: int | None, dry_run: bool, database: str | None) -> None:
-    """Send each subscriber whose day it is the papers that are news to them, and any other mail that waits.
+    """Mail subscribers the papers that are news. Sends any other mail that waits, too.
 
     Run it once a day from cron, or leave it running with --every. It may be interrupted or started twice at any time:
-    each subscriber gets each edition once and each paper once. Days are UTC. Without $WORKINGPAPERS_SMTP, mails are
-    shown instead of sent.
+    nobody is left out, and no edition is made twice. Only a mail that was being handed over when it was interrupted
+    can come twice, as the same message. Days are UTC. Without $WORKINGPAPERS_SMTP, mails are shown instead of sent.
     """
     import time
 

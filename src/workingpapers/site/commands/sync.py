@@ -37,7 +37,8 @@ def sync(sources: tuple[str, ...], database: str | None, since: str | None, no_e
     """Bring papers onto the page. The same command again goes on where it stopped, and changes nothing twice.
 
     A SOURCE is arxiv (also arxiv:CATEGORY,...), huggingface (its daily papers), citations (from Semantic Scholar),
-    stars (of code on GitHub), or a file of papers: .parquet, or .jsonl with one object a line.
+    stars (of code on GitHub), submitted (by readers, waiting for arXiv), or a file of papers: .parquet, or .jsonl with
+    one object a line.
 
     $WORKINGPAPERS_S2_KEY and $WORKINGPAPERS_GITHUB_TOKEN are keys of your own, which let you ask oftener.
     """

@@ -1,0 +1,1 @@
+"""Mail: the outbox, SMTP, subscriptions and the digest."""

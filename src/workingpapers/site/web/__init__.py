@@ -1,0 +1,1 @@
+"""The page over HTTP: one application, a module of routes for each part of it."""

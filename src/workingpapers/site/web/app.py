@@ -1,0 +1,121 @@
+"""The application: routes, what they share, and the layers before them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from sqlalchemy import func, select
+from starlette.exceptions import HTTPException
+
+from workingpapers import __version__
+from workingpapers.errors import UserError
+from workingpapers.papers.catalogue import load_catalogue
+from workingpapers.runs.store import Store
+from workingpapers.site.catalogue import add_catalogue
+from workingpapers.site.database import open_database, writing
+from workingpapers.site.schema import papers
+from workingpapers.site.search.engine import Searcher
+from workingpapers.site.settings import Settings
+from workingpapers.site.web import account, api, boards, feed_routes, find, pages, static_files, subscribe
+from workingpapers.site.web.cache import MicroCache, data_version
+from workingpapers.site.web.measured import Measured
+from workingpapers.site.web.render import problem
+from workingpapers.site.web.security import Limits, ResponseHeaders, SameOrigin
+
+log = logging.getLogger(__name__)
+
+_LATER = 1.0  # seconds that the first requests get before the catalogue is looked through
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application; its database is opened, and closed when the server stops.
+
+    Routes find what they share in `request.app.state`: settings, engine (of the page's database), store (of runs),
+    measured (what the store says, see `Measured.now`) and searcher.
+
+    Raises:
+        UserError: the database or the store cannot be opened.
+    """
+    app = FastAPI(
+        title="workingpapers",
+        version=__version__,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/api/v1/openapi.json",
+    )
+    app.state.settings = settings
+    app.state.engine = open_database(settings.database)
+    app.state.store = Store(settings.store)
+    app.state.measured = Measured(app.state.store)
+    app.state.searcher = Searcher(app.state.engine, settings)
+    for module in (static_files, find, pages, boards, account, subscribe, feed_routes, api):
+        app.include_router(module.router)
+    app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    for layer, options in (  # the last one added is the first one met
+        (MicroCache, {"version": data_version(app.state.engine)}),
+        (SameOrigin, {"settings": settings}),
+        (Limits, {"settings": settings}),
+        (ResponseHeaders, {"settings": settings}),
+    ):
+        app.add_middleware(layer, **options)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Bring the catalogue in before the first request if it is not there, and up to date beside them if it is."""
+    with app.state.engine.connect() as connection:
+        there = connection.execute(select(func.count(papers.c.card))).scalar_one()
+    later = threading.Timer(_LATER, _bring_catalogue, [app])
+    later.daemon = True
+    if there < len(load_catalogue()):
+        _bring_catalogue(app)
+    else:
+        later.start()
+    yield
+    later.cancel()
+    app.state.engine.dispose()
+
+
+def _bring_catalogue(app: FastAPI) -> None:
+    app.state.measured.now()
+    try:
+        with writing(app.state.engine) as connection:
+            add_catalogue(connection, app.state.store, time.time())
+    except Exception:
+        log.exception("The catalogue could not be brought up to date; what is there is shown.")
+
+
+def _user_error(request: Request, error: Exception) -> Response:
+    return problem(request, 400, str(error))
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code == 404 and message == "Not Found":
+        message = f"There is no page at {request.url.path}."
+    if error.status_code == 405:
+        message = f"{request.method} is not what {request.url.path} answers to."
+    return problem(request, error.status_code, message, error.headers)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    """Answer what cannot be read with the name of each value, what is wrong with it, and what was given."""
+    assert isinstance(error, RequestValidationError)
+    said = [
+        f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}"
+        + (f"; got {str(e['input'])[:80]!r}" if e["type"] != "missing" else "")
+        for e in error.errors()
+    ]
+    return problem(request, 422, f"{'. '.join(said)}.")

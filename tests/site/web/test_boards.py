@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from workingpapers.runs.store import Store
+from workingpapers.site.web.measured import Measured
+
+
+@pytest.fixture
+def names(world):
+    return {board.conditions.setting + board.conditions.data[:3]: name
+            for name, board in world.app.state.measured.now().boards.items()}  # fmt: skip
+
+
+def test_the_list_has_every_leaderboard_by_task(client, names):
+    text = client.get("/leaderboards").text
+    assert all(f'href="/leaderboards/{name}"' in text for name in names.values())
+    assert "A demonstration" in text
+    assert "Left out: what was run of demo-of-the-past" in text
+    assert "Some Processor @ 2.4 GHz" in text
+
+
+def test_the_list_is_filtered(client, names):
+    text = client.get("/leaderboards", params={"data": "openmoji"}).text
+    assert names["standardope"] in text
+    assert names["standard./m"] not in text
+    assert "<option selected>openmoji</option>" in text
+    everything = {"task": "demo", "hardware": "Some Processor @ 2.4 GHz"}
+    assert names["few-shotope"] in client.get("/leaderboards", params=everything).text
+
+
+def test_a_leaderboard_shows_everything(client, names):
+    text = client.get(f"/leaderboards/{names['standardope']}").text
+    assert "moment-probing" in text
+    assert 'href="/papers/moment-probing"' in text
+    assert "papers try demo --seeds 6" in text
+    assert "out of memory: The process was killed" in text
+    assert text.count("<figure>") == 4
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "<script>alert" not in text
+    assert f'data-source="/leaderboards/{names["standardope"]}.json"' in text
+    assert names["standard./m"] in text  # the same question on other data
+
+
+def test_numbers_are_downloaded(client, names):
+    name = names["standard./m"]
+    found = client.get(f"/leaderboards/{name}.json").json()
+    assert [row["entry"] for row in found["rows"]] == ["mlp", "logistic-regression", "knn"]
+    table = client.get(f"/leaderboards/{name}.csv")
+    assert table.headers["content-type"].startswith("text/csv")
+    assert table.headers["content-disposition"] == f'attachment; filename="{name}.csv"'
+    assert [line.split(",")[0] for line in table.text.splitlines()] == ["entry", "mlp", "logistic-regression", "knn"]
+
+
+def test_numbers_are_narrowed_to_a_machine(client, names):
+    name = names["standardope"]
+    one = {"hardware": "Some Processor @ 2.4 GHz"}
+    found = client.get(f"/leaderboards/{name}.json", params=one).json()
+    assert found == json.loads(client.get(f"/leaderboards/{name}.json").text)
+    answer = client.get(f"/leaderboards/{name}", params={"hardware": "Another"})
+    assert answer.status_code == 400
+    assert "Some Processor" in answer.text
+
+
+def test_an_empty_store_says_how_to_fill_it(client, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(world.app.state, "measured", Measured(Store(str(tmp_path / "none.sqlite"))))
+    assert "papers try probe" in client.get("/leaderboards?task=").text

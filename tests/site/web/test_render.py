@@ -1,0 +1,84 @@
+import pytest
+from fastapi import HTTPException, Request
+from hypothesis import given
+from hypothesis import strategies as st
+from markupsafe import escape
+
+from workingpapers.errors import UserError
+from workingpapers.site.web.render import day, gist, is_web, math_title, or_missing, problem, query, short_count
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Plain", "Plain"),
+        ("$k$-means", "<i>k</i>-means"),
+        ("A $O(n^2)$ bound & $x$", "A <i>O(n^2)</i> bound &amp; <i>x</i>"),
+        ("Costs $5", "Costs $5"),
+        ("<b>$<i>$", "&lt;b&gt;<i>&lt;i&gt;</i>"),
+        ("$$", "$$"),
+    ],
+)
+def test_mathematics_in_titles_is_italic(text, shown):
+    assert str(math_title(text)) == shown
+
+
+@given(st.text(max_size=60))
+def test_titles_are_always_escaped(text):
+    shown = str(math_title(text)).replace("<i>", "$").replace("</i>", "$")
+    assert "<" not in shown
+    assert sorted(shown.replace(" ", "")) == sorted(str(escape(text)).replace(" ", "")) or "$" in text
+
+
+@given(st.text(max_size=400))
+def test_first_lines_end_with_a_word(text):
+    shown = gist(text, 50)
+    assert len(shown) <= 52
+    flat = " ".join(text.split()).replace("`", "")
+    assert flat.startswith(shown.removesuffix(" …"))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("2026-11-05", "5 November 2026"), (0.0, "1 January 1970"), (None, ""), ("", ""), ("soon", "soon")],
+)
+def test_days_are_written_out(value, shown):
+    assert day(value) == shown
+
+
+def test_counts_are_short():
+    assert [short_count(value) for value in (7, 1234, 2_000_000)] == ["7", "1.23k", "2M"]
+
+
+@pytest.mark.parametrize(
+    ("address", "fine"),
+    [
+        ("https://a.b", True),
+        ("http://a.b", True),
+        ("javascript:x", False),
+        ("", False),
+        ("data:x", False),
+        ("//a", False),
+    ],
+)
+def test_only_addresses_of_the_web_are_linked(address, fine):
+    assert is_web(address) is fine
+
+
+def test_queries_leave_out_what_is_empty():
+    values = {"q": "a&b", "page": 3, "topic": "", "has": ["method", "code"], "year": None}
+    assert query(values) == "?q=a%26b&page=3&has=method&has=code"
+    assert query(values, page=None, q="", has=[]) == ""
+
+
+def test_what_is_missing_is_a_404():
+    with pytest.raises(HTTPException, match="404: nothing there"), or_missing():
+        raise UserError("nothing there")
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/api/v1/x", "application/json"), ("/x", "text/html; charset=utf-8")])
+def test_problems_are_told_in_the_askers_language(path, kind):
+    request = Request({"type": "http", "method": "GET", "path": path, "headers": [], "query_string": b""})
+    answer = problem(request, 404, "No <b>such</b> thing.", {"Retry-After": "1"})
+    assert (answer.status_code, answer.headers["content-type"], answer.headers["retry-after"]) == (404, kind, "1")
+    assert b"No &lt;b&gt;such" in answer.body or answer.body == b'{"error":"No <b>such</b> thing."}'
