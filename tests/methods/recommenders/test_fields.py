@@ -46,6 +46,17 @@ def test_a_sequence_shares_the_vectors_of_its_field(encoded):
     assert torch.equal(vectors[0, -1], embedding.table.table.weight[embedding.table.offsets[1] + item])
 
 
+def test_the_ids_of_rows_are_those_that_the_table_is_asked_for(encoded):
+    schema, rows = encoded
+    embedding = FieldEmbedding(schema, 3)
+    expected = [(schema.field(f).size, rows.ids[:, i].tolist()) for i, f in enumerate(("user", "item"))]
+    users, items = expected[0][0], expected[1][0]
+    wanted = expected[0][1] + [users + i for i in expected[1][1]]
+    wanted += [users + items + i for i in rows.lists["genres"].flatten().tolist() if i]
+    wanted += [users + i for i in rows.lists["history"].flatten().tolist() if i]
+    assert sorted(embedding.global_ids(rows).tolist()) == sorted(wanted)
+
+
 def test_a_row_without_values_is_zero():
     table = pd.DataFrame({"tags": ["a|b", "a", None], "c": ["x", "x", "y"]})
     schema = Schema.fit([table], kinds={"tags": "multi"}, min_count=1)

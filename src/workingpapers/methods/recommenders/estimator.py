@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.methods.recommenders.training import Plan, predict, train
+from workingpapers.methods.tables.common import Table
+from workingpapers.methods.tables.pruned import PrunedTable
 
 FORMAT = "workingpapers click model 1"
 
@@ -140,8 +142,14 @@ class ClickClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def _train(self, rows: Rows, labels: Tensor, plan: Plan, valid: tuple[Rows, Tensor] | None, seed: int) -> Any:
-        """Train `model_`; methods with phases of their own replace this."""
-        return train(self.model_, rows, labels, plan, valid=valid, seed=seed)
+        """Train `model_`; methods with phases of their own replace this, and tables that choose what they keep."""
+        choosing = next((module for module in self.model_.modules() if isinstance(module, PrunedTable)), None)
+        run = train if choosing is None else choosing.train_model
+        history = run(self.model_, rows, labels, plan, valid=valid, seed=seed)
+        settled = [table.settle() for table in self.model_.modules() if isinstance(table, Table)]  # each must, in turn
+        if any(settled):
+            history = train(self.model_, rows, labels, plan, valid=valid, seed=seed)
+        return history
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
         """Return the logits (N,) of the second class."""

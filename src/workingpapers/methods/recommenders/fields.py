@@ -81,6 +81,14 @@ class FieldEmbedding(nn.Module):
         real = ids != 0
         return self.table(ids + self.table.offsets[self._owner[name]]) * real[:, :, None], real
 
+    def global_ids(self, rows: Rows) -> Tensor:
+        """Return the table's ids of all values that rows hold, (n,), those of sequences too; padding is left out."""
+        parts = [(rows.ids + self.table.offsets[self.places]).flatten()]
+        for name, owner in self._owner.items():
+            ids = rows.lists[name]
+            parts.append(ids[ids != 0] + self.table.offsets[owner])
+        return torch.cat(parts)
+
 
 class ClickModel(nn.Module):
     """A network on embedded fields, with an optional first-order term: what most click models are.

@@ -130,7 +130,7 @@ class Schema:
                 taken for identifiers.
             min_count: values seen less often are unknown; a column of distinct values thereby says nothing (2).
             max_values: the most frequent values of a field that get an id.
-            length: the most values kept of a multi or sequence field.
+            length: the most values kept of a multi or sequence field; of a multi field fewer if no row has so many.
 
         Raises:
             ValueError: no rows; columns that repeat, are not named by text, or change between batches; kinds that do
@@ -220,7 +220,7 @@ class _Column:
 
     def __init__(self, name: str, kind: Kind, shares: str | None) -> None:
         self.name, self.kind, self.shares = name, kind, shares
-        self.rows, self.counts = 0, Counter[str]()
+        self.rows, self.longest, self.counts = 0, 1, Counter[str]()
         self.known, self.mean, self.squares = 0, 0.0, 0.0
 
     def count(self, column: pd.Series) -> None:
@@ -228,7 +228,10 @@ class _Column:
         if self.kind == "numerical":
             self._add(as_numbers(column))
             return
-        values = flattened(column)[1] if self.kind in ("multi", "sequence") else column
+        values = column
+        if self.kind in ("multi", "sequence"):
+            lengths, values = flattened(column)
+            self.longest = max(self.longest, int(lengths.max(initial=0)))
         codes, distinct = pd.factorize(values)
         self.counts.update(dict(zip(as_text(distinct), np.bincount(codes[codes >= 0]).tolist(), strict=True)))
         if len(self.counts) > MOST_COUNTED:
@@ -250,7 +253,8 @@ class _Column:
             return Field(self.name, self.kind, mean=float(self.mean), scale=deviation or 1.0)
         ranked = sorted((v for v, n in counts.items() if n >= min_count), key=lambda v: (-counts[v], v))
         kept = () if self.shares else tuple(ranked[:max_values])
-        return Field(self.name, self.kind, kept, self.shares, 1 if self.kind == "categorical" else length)
+        lengths = {"categorical": 1, "multi": min(length, self.longest)}
+        return Field(self.name, self.kind, kept, self.shares, lengths.get(self.kind, length))
 
 
 def _columns(batch: pd.DataFrame, kinds: dict[str, str]) -> dict[str, _Column]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.schema import Rows
+from workingpapers.methods.tables.common import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class Plan:
         weight_decay: L2 added to the gradients of dense parameters, as Adam does (0).
         batch_size: rows of a step, over all processes (1,024, as in AutoInt).
         max_epochs: most passes over the data (20).
-        patience: epochs without a better validation AUC after which training stops (2); the best epoch is kept.
+        patience: epochs without a better validation AUC after which training stops (2); the best epoch is kept, of
+            equal ones that with the smaller loss.
     """
 
     learning_rate: float = 1e-3
@@ -54,20 +56,29 @@ class History:
 
 
 def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Return Adam for dense parameters and lazy Adam for tables with sparse gradients."""
+    """Return Adam for dense parameters, with the groups that tables ask for, and lazy Adam for sparse gradients."""
+    own = [group for m in model.modules() if isinstance(m, Table) for group in m.groups()]
     sparse = [m.weight for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
-    held = {id(p) for p in sparse}
+    held = {id(p) for p in (*sparse, *(p for group in own for p in group["params"]))}
     dense = [p for p in model.parameters() if id(p) not in held and p.requires_grad]
     made: list[torch.optim.Optimizer] = []
-    if dense:
-        made.append(torch.optim.Adam(dense, lr=plan.learning_rate, weight_decay=plan.weight_decay))
+    if dense or own:
+        groups = [*([{"params": dense}] if dense else []), *own]
+        made.append(torch.optim.Adam(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay))
     if sparse:
         made.append(torch.optim.SparseAdam(sparse, lr=plan.learning_rate))
     return made
 
 
 def train(
-    model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, valid: tuple[Rows, Tensor] | None = None, seed: int = 0
+    model: nn.Module,
+    rows: Rows,
+    labels: Tensor,
+    plan: Plan,
+    *,
+    valid: tuple[Rows, Tensor] | None = None,
+    seed: int = 0,
+    before_epoch: Callable[[int], None] | None = None,
 ) -> History:
     """Train a model in place.
 
@@ -80,6 +91,7 @@ def train(
         plan: how.
         valid: held-out rows and labels of both classes; without them all epochs run and the last is kept.
         seed: of the order of the rows.
+        before_epoch: is called with the number of each epoch, from 0, before its first step: for schedules.
 
     Raises:
         ValueError: no rows, or a loss that is not finite.
@@ -92,11 +104,14 @@ def train(
     made = optimizers(model, plan)
     prepared, *made = accelerator.prepare(model, *made)
     generator = torch.Generator().manual_seed(seed)
-    history, best = History([], [], 0), -np.inf
+    history, best = History([], [], 0), (-np.inf, -np.inf)
     kept: dict[str, Any] | None = None
     targets = labels.float()
     penalty: Callable[[], Tensor | float] = getattr(model, "penalty", lambda: 0.0)
+    tables = [module for module in model.modules() if isinstance(module, Table)]
     for epoch in range(plan.max_epochs):
+        if before_epoch is not None:
+            before_epoch(epoch)
         prepared.train()
         total = torch.zeros((), device=accelerator.device)
         for index in torch.split(torch.randperm(len(rows), generator=generator), plan.batch_size):
@@ -113,15 +128,22 @@ def train(
             accelerator.backward(loss)
             for optimizer in made:
                 optimizer.step()
+            for table in tables:
+                table.after_step()
         mean = float(total) / len(rows)
         if not np.isfinite(mean):
             raise ValueError(f"the loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate")
         history.loss.append(mean)
         if valid is None:
             continue
-        history.auc.append(auc(valid[1].numpy(), predict(model, valid[0])))
-        if history.auc[-1] > best:
-            best, kept = history.auc[-1], copy.deepcopy(model.state_dict())
+        logits = predict(model, valid[0])
+        history.auc.append(auc(valid[1].numpy(), logits))
+        reached = (
+            history.auc[-1],
+            -float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), valid[1].float())),
+        )
+        if reached > best:  # of equal AUCs the smaller loss
+            best, kept = reached, copy.deepcopy(model.state_dict())
             history = History(history.loss, history.auc, epoch)
         elif epoch - history.best >= plan.patience:
             break

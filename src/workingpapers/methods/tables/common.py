@@ -22,7 +22,8 @@ SPARSE_FROM = 200_000  # ids: beyond, a step of a dense optimiser over the whole
 class Table(nn.Module):
     """Maps global ids to vectors; the base of all tables.
 
-    Subclasses define `forward` and, where serving needs less than training (or more), `serving_bytes`.
+    Subclasses define `forward` and, where they serve from something else than they train, `served`. A table that first
+    searches (what to prune, how wide a field should be) fixes in `settle` what it found and is then trained on.
 
     Args:
         sizes: n_f, ids of each field.
@@ -57,13 +58,28 @@ class Table(nn.Module):
         """Return what the table adds to the loss of a step, a scalar; 0 unless a method says otherwise."""
         return self.offsets.new_zeros((), dtype=torch.float32)
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Return parameters that Adam treats otherwise than the rest, as its groups: params, and lr or weight_decay."""
+        return []
+
     def training_bytes(self) -> int:
         """Return the bytes of all parameters and buffers while training, without the optimiser's state."""
         return sum(x.numel() * x.element_size() for x in (*self.parameters(), *self._held()))
 
+    def after_step(self) -> None:
+        """Do what a method does after each step of the optimiser: nothing, unless it says otherwise."""
+
+    def settle(self) -> bool:
+        """End the search of a method that searches, in place; return whether it wants to be trained once more."""
+        return False
+
+    def served(self) -> Table:
+        """Return the table that serves the vectors of this one in eval mode: itself, or a smaller one."""
+        return self
+
     def serving_bytes(self) -> int:
-        """Return the bytes that must be kept to answer for every id."""
-        return self.training_bytes()
+        """Return the bytes that must be kept to answer for every id: of indices, codes and masks too."""
+        return self.served().training_bytes()
 
     def _held(self) -> Iterable[Tensor]:
         return (buffer for name, buffer in self.named_buffers() if name != "offsets")
@@ -90,7 +106,30 @@ class FullTable(Table):
 
 
 # Every table by the name that models take it by.
-TABLES: dict[str, str] = {"full": "workingpapers.methods.tables.common:FullTable"}
+TABLES: dict[str, str] = {
+    "full": "workingpapers.methods.tables.common:FullTable",
+    "unified": "workingpapers.methods.tables.unified:UnifiedTable",
+    "hashed": "workingpapers.methods.tables.unified:HashedTable",
+    "optfs": "workingpapers.methods.tables.optfs:FeatureGate",
+    "optembed": "workingpapers.methods.tables.optembed:OptEmbedTable",
+    "cut-off": "workingpapers.methods.tables.pruned:CutTable",
+    "hash": "workingpapers.methods.tables.compressed_hash:HashTable",
+    "qr": "workingpapers.methods.tables.compressed_hash:QuotientRemainderTable",
+    "robe": "workingpapers.methods.tables.compressed_hash:RobeTable",
+    "dhe": "workingpapers.methods.tables.compressed_hash:DeepHashTable",
+    "adaptive": "workingpapers.methods.tables.compressed_hash:AdaptiveTable",
+    "tt": "workingpapers.methods.tables.compressed_low_rank:TensorTrainTable",
+    "mixed-dim": "workingpapers.methods.tables.compressed_low_rank:MixedDimTable",
+    "autodim": "workingpapers.methods.tables.compressed_low_rank:AutoDimTable",
+    "dpq": "workingpapers.methods.tables.compressed_coded:ProductQuantizedTable",
+    "mgqe": "workingpapers.methods.tables.compressed_coded:MultiGranularTable",
+    "dedup": "workingpapers.methods.tables.compressed_coded:DedupTable",
+    "deeplight": "workingpapers.methods.tables.compressed_pruned:DeepLightTable",
+    "pep": "workingpapers.methods.tables.compressed_pruned:PEPTable",
+    "autosrh": "workingpapers.methods.tables.compressed_pruned:AutoSrhTable",
+    "quantized": "workingpapers.methods.tables.compressed_quantized:QuantizedTable",
+    "alpt": "workingpapers.methods.tables.compressed_quantized:ALPTTable",
+}
 
 
 def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Table:
