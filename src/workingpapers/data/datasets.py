@@ -9,6 +9,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from workingpapers.data.impressions import IMPRESSIONS
+from workingpapers.data.texts import TEXTS
 from workingpapers.data.types import Info, LabelledData
 from workingpapers.errors import UserError, unknown_name
 
@@ -167,6 +169,10 @@ def load_dataset(name: str, *, label: str = "label") -> LabelledData:
         from workingpapers.data.own import from_function
 
         return from_function(name)
+    if name in TEXTS:
+        raise UserError(f"Data set {name!r} is a text without labels; it serves the tasks long-context and prefill.")
+    if known in IMPRESSIONS:
+        raise UserError(f"Data set {name!r} is a table of impressions; it serves the task ctr.")
     raise unknown_name(
         "data set",
         name,

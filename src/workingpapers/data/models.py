@@ -18,11 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.types import Backbone, Info
 from workingpapers.errors import UserError, import_object, unknown_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -116,6 +117,8 @@ def load_model(name: str) -> Backbone:
         raise UserError(f"Model {name!r}: there is no such folder.")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return _transformers(name, name)
+    if name in LANGUAGE_MODELS:
+        raise UserError(f"Model {name!r} reads text, not images; it serves the tasks long-context and prefill.")
     raise unknown_name("model", name, MODELS, FORMS)
 
 
@@ -165,7 +168,7 @@ def _transformers(name: str, source: str) -> ModuleBackbone:
     except OSError as error:
         if Path(source).is_dir():
             raise UserError(f"Model {name!r} cannot be read: {_first_line(error)}") from error
-    _ask_hub(name)
+    ask_hub(name, MODELS, FORMS)
     try:
         return _from_pretrained(name, source, local=False)
     except OSError as error:
@@ -193,8 +196,17 @@ def _from_pretrained(name: str, source: str, *, local: bool) -> ModuleBackbone:
     return TransformersBackbone(name, module, processor)
 
 
-def _ask_hub(name: str) -> None:
-    """Raise unless the hub answers and has the model: one short question, where the download itself retries long."""
+def ask_hub(name: str, known: Iterable[str], forms: str) -> None:
+    """Raise unless the hub answers and has the model: one short question, where the download itself retries long.
+
+    Args:
+        name: OWNER/NAME.
+        known: the names that need no network.
+        forms: what else may be typed, for the message.
+
+    Raises:
+        UserError: the hub can't be reached, or has no such public model.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -203,15 +215,15 @@ def _ask_hub(name: str) -> None:
     except GatedRepoError as error:
         raise UserError(f"Model {name!r} is gated: accept its terms on its page and run `hf auth login`.") from error
     except RepositoryNotFoundError as error:
-        raise unknown_name("model", name, MODELS, f"The Hugging Face hub has no such public model. {FORMS}") from error
+        raise unknown_name("model", name, known, f"The Hugging Face hub has no such public model. {forms}") from error
     except Exception as error:  # every HTTP library has its own errors
-        raise _unreachable(name, error) from error
+        raise _unreachable(name, error, known) from error
 
 
-def _unreachable(name: str, error: Exception) -> UserError:
+def _unreachable(name: str, error: Exception, known: Iterable[str] = MODELS) -> UserError:
     return UserError(
         f"Model {name!r} is not on this machine and the Hugging Face hub cannot be reached ({_first_line(error)}). "
-        f"These need no network: {', '.join(MODELS)}."
+        f"These need no network: {', '.join(known)}."
     )
 
 

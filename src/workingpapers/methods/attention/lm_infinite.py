@@ -306,7 +306,7 @@ def apply(model: Model, *, n_local: int | None = None, n_global: int = 10, dista
     common.check_model(model)
     n_local = model.config.max_position_embeddings if n_local is None else n_local
     _check_options(n_local, n_global, n_local if distance_limit is None else distance_limit)
-    _frequencies(model)
+    frequencies(model)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, *, module: nn.Module, **kwargs: Any) -> Tensor:
         inv_freq = kwargs["lambda_inv_freq"]
@@ -324,7 +324,7 @@ def apply(model: Model, *, n_local: int | None = None, n_global: int = 10, dista
         )
 
     def prepare(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        kwargs = {**kwargs, "lambda_inv_freq": _frequencies(base)}
+        kwargs = {**kwargs, "lambda_inv_freq": frequencies(base)}
         use_cache = kwargs.get("use_cache")
         if kwargs.get("cache") is not None or (base.config.use_cache if use_cache is None else use_cache):
             kwargs["cache"] = _prepared_cache(base, kwargs, n_local, n_global)
@@ -348,7 +348,7 @@ def _prepared_cache(base: Any, kwargs: dict[str, Any], n_local: int, n_global: i
     return cache
 
 
-def _frequencies(model: nn.Module) -> Any:
+def frequencies(model: nn.Module) -> Any:
     """Return the (r / 2,) frequencies of a model's rotary embedding, checking that they are fixed and turn as Llama's.
 
     They are read anew at each forward pass: a model may move, or get another basis.

@@ -1,0 +1,94 @@
+"""Setting `passkey`: a number hidden at some depth of held-back text, which the model is asked for at its end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workingpapers.data.texts import load_text
+from workingpapers.tasks.long_context.material import Given, Reader, encoded, parts, rotary
+from workingpapers.tasks.protocol import Conditions, Context
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NEEDLE = "\n\nThe pass key is {key}. Remember it. {key} is the pass key.\n\n"
+QUESTION = "\n\nWhat is the pass key? The pass key is"
+ANSWER = 12  # tokens that the model may answer with
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text with a number hidden in it.
+
+    Attributes:
+        tokens: (T,) the text, the question at its end.
+        key: the number, five digits.
+        depth: 0 to 1, where it stands.
+    """
+
+    tokens: Tensor
+    key: str
+    depth: float
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What an entry gets, what its model is asked, and how answers become text."""
+
+    given: Given
+    prompts: list[Prompt]
+    decode: Callable[[list[int]], str]
+
+
+def load(conditions: Conditions, seed: int, length: int, count: int, share: float) -> Hidden:
+    """Hide a seed's numbers in different pieces of held-back text, at five depths in turn.
+
+    Args:
+        conditions: which text and model.
+        seed: of the numbers and the cut between training and held-back text.
+        length: T of the whole prompt; at most what the model was trained on.
+        count: how many prompts.
+        share: of the scores of causal attention.
+    """
+    import numpy as np
+    import torch
+
+    found, text = rotary(conditions.model), load_text(conditions.data)
+    limit = found.model.config.max_position_embeddings
+    length = min(length, limit - ANSWER)
+    train, held = parts(text.whole, seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rng = np.random.default_rng([seed, 6])
+    pieces = encoded(found, held, count * length, f"The held-back part of {text.name}").view(count, length)
+    prompts = []
+    for i, piece in enumerate(pieces):
+        key, depth = str(rng.integers(10_000, 100_000)), DEPTHS[i % len(DEPTHS)]
+        needle, question = (torch.tensor(found.encode(s.format(key=key))) for s in (NEEDLE, QUESTION))
+        hay = piece[: length - len(needle) - len(question)]
+        place = round(depth * len(hay))
+        tokens = torch.cat([hay[:place], needle, hay[place:], question])
+        prompts.append(Prompt(tokens.to(device), key, depth))
+    tokens = encoded(found, train, length, f"The training part of {text.name}").to(device)
+    given = Given(found.model.to(device), tokens, length, limit, share, seed)
+    return Hidden(given, prompts, lambda ids: str(found.tokenizer.decode(ids)))
+
+
+def measure(fit: Callable[[Given], Reader], problem: Hidden, context: Context) -> dict[str, float]:
+    """Let the model answer greedily; the first number that it says must be the hidden one."""
+    reader, right = fit(problem.given), {depth: [0, 0] for depth in DEPTHS}
+    for prompt in problem.prompts:
+        ids = prompt.tokens[None]
+        out = reader.model.generate(
+            ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=ANSWER, do_sample=False, pad_token_id=0
+        )
+        answer = re.search(r"\d+", problem.decode(out[0, ids.shape[1] :].tolist()))
+        right[prompt.depth][0] += answer is not None and answer[0] == prompt.key
+        right[prompt.depth][1] += 1
+    for depth, (hits, asked) in right.items():
+        if asked:
+            context.log("accuracy by depth", depth, 100 * hits / asked)
+    return {"accuracy": 100 * sum(hits for hits, _ in right.values()) / len(problem.prompts)}
