@@ -360,6 +360,35 @@ def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdo
         terminal.show(terminal.show_findings(findings, card.slug))
 
 
+@main.command("rank-features", epilog="Example:  papers rank-features clicks.parquet --label clicked")
+@click.argument("file")
+@click.option("--label", default="label", show_default=True, help="The column to be told something about.")
+@click.option("--limit", default=30, show_default=True, type=click.IntRange(1), help="Most columns to show.")
+def rank_features(file: str, label: str, limit: int) -> None:
+    """Rank the columns of a table. OutRank's scores don't favour columns of many values.
+
+    FILE is a CSV or Parquet file; it is read in batches and may be larger than memory.
+    """
+    from workingpapers import terminal
+    from workingpapers.methods.tables.outrank import rank_file
+
+    ranked = rank_file(file, label)
+    shown = terminal.table(
+        "column", "score", "nats", "coverage %", "values", right=["score", "nats", "coverage %", "values"]
+    )
+    for row in ranked.head(limit).itertuples():
+        numbers = (
+            f"{row.score:+.5f}",
+            f"{row.mutual_information:.5f}",
+            f"{100 * row.coverage:.0f}",
+            f"{row.values:,.0f}",
+        )
+        shown.add_row(terminal.one_line(str(row.feature)), *numbers)
+    terminal.show(shown)
+    if len(ranked) > limit:
+        terminal.say(f"{limit} of {len(ranked)} columns; --limit shows more")
+
+
 @main.command(epilog="Example:  papers report -o report && open report/index.html")
 @click.option("-o", "--output", default="report", show_default=True, help="Folder to write; made if it isn't there.")
 @_store_option

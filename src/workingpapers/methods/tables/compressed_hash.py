@@ -122,6 +122,7 @@ class RobeTable(Table):
         if not 1 <= chunks <= dim:
             raise ValueError(f"chunks is {chunks}; it must be 1 to dim, {dim}")
         self.length = -(-dim // chunks)  # of a stretch
+        self.chunks = -(-dim // self.length)
         hashes = 12  # six coefficients of 8 bytes
         self.numbers = nn.Parameter(
             torch.empty(max(1, floats_within(ratio, self.num_ids, dim) - hashes)).normal_(std=init_scale)
@@ -132,10 +133,9 @@ class RobeTable(Table):
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
         j = torch.arange(self.dim, device=ids.device)
-        chunk, within = j // self.length, j % self.length
-        start = _hashed(self.place, ids[..., None], chunk) % len(self.numbers)
-        sign = 1 - 2 * (_hashed(self.sign, ids[..., None], j) % 2)
-        return self.numbers[(start + within) % len(self.numbers)] * sign
+        start = _hashed(self.place, ids[..., None], torch.arange(self.chunks, device=ids.device))
+        place = (start[..., j // self.length] + j % self.length) % len(self.numbers)
+        return self.numbers[place] * (1 - 2 * (_hashed(self.sign, ids[..., None], j) % 2))
 
 
 def _hashed(coefficients: Tensor, x: Tensor, j: Tensor) -> Tensor:

@@ -69,15 +69,23 @@ class TensorTrainTable(Table):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
-        left = ids.flatten()
-        count, before, wide = left.shape[0], 1, 1
-        product = self.cores[0].new_ones(count, 1, 1)
-        for core, n, width, rank in zip(self.cores, self.rows, self.widths, (self.rank, self.rank, 1), strict=True):
-            factor = core[left % n].view(count, before, width * rank)
-            before, wide = rank, wide * width
-            product = (product @ factor).view(count, wide, rank)
-            left = torch.div(left, n, rounding_mode="floor")
+        flat = ids.flatten()
+        (n1, n2, _), (d1, d2, d3), count = self.rows, self.widths, flat.shape[0]
+        rest = torch.div(flat, n1, rounding_mode="floor")
+        left = self.cores[0][flat % n1].view(count, d1, self.rank)
+        right = self.cores[2][torch.div(rest, n2, rounding_mode="floor")].view(count, self.rank, d3)
+        product = self._times_middle(left, rest % n2).view(count, d1 * d2, self.rank) @ right
         return product.view(*ids.shape, self.dim)
+
+    def _times_middle(self, left: Tensor, digit: Tensor) -> Tensor:
+        """Return rows (n, d1, R) times the middle cores of their digits, (n, d1, d2 R)."""
+        count, cores = left.shape[0], self.cores[1].view(self.rows[1], self.rank, -1)
+        if torch.compiler.is_exporting() or count < 4 * len(cores):
+            return left @ cores[digit]
+        # A copy of a core for each of many rows would be far larger than the table: one product for each digit.
+        order = digit.argsort()
+        parts = torch.split(left[order], torch.bincount(digit, minlength=len(cores)).tolist())
+        return torch.cat([part @ core for part, core in zip(parts, cores, strict=True)])[order.argsort()]
 
 
 def _digits(num_ids: int) -> tuple[int, int, int]:
@@ -230,7 +238,7 @@ class AutoDimTable(Table):
         parts = [partial(self._projected, k, f) for f in range(len(self.sizes))]
         found = by_group(ids, field, parts, self.rows[k], self.dim)
         norm: nn.BatchNorm1d = self.norms[k]  # type: ignore[assignment]
-        return batch_norm(norm, found.flatten(0, -2)).view_as(found)
+        return batch_norm(norm, found.reshape(-1, self.dim)).view_as(found)
 
     def _projected(self, k: int, field: int, ids: Tensor) -> Tensor:
         return self.rows[k][ids] @ self.weights[k][field] + self.biases[k][field]

@@ -50,7 +50,9 @@ def vectors(rows: int, dim: int, std: float) -> nn.Embedding:
 
 def batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
     """Normalise (n, C) by the batch in training, by what was seen before otherwise and for a batch of one."""
-    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training and x.shape[0] > 1)
+    return F.batch_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training and x.shape[0] > 1
+    )
 
 
 class HeadTail(nn.Module):

@@ -144,8 +144,6 @@ class DeepLightTable(_BudgetedTable):
         init_scale: standard deviation of the initial vectors (0.01).
     """
 
-    steps: Tensor
-
     def __init__(
         self,
         sizes: Sequence[int],
@@ -215,8 +213,6 @@ class AutoSrhTable(_BudgetedTable):
         penalty: lambda of the L1 norm of the gates (1e-5, as published).
         init_scale: standard deviation of the initial vectors (0.01).
     """
-
-    group: Tensor
 
     def __init__(
         self,

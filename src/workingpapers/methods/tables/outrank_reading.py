@@ -1,0 +1,81 @@
+"""Tables in files, a batch of rows at a time, and how many distinct values a column has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from workingpapers.errors import UserError, unknown_name
+
+
+def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
+    """Yield a file's rows, `size` at a time; columns of text files are text.
+
+    Raises:
+        UserError: a file that is missing, cut off or of another format, columns that repeat, or no such label.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    kind = suffixes[-1] if suffixes else ""
+    if kind not in (".csv", ".tsv", ".parquet"):
+        raise UserError(f"{path} is no .csv, .tsv or .parquet file.")
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.")
+    try:
+        yield from _parquet(path, label, size) if kind == ".parquet" else _text(path, label, size, kind)
+    except (OSError, EOFError, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _parquet(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        _check_header(path, file.schema_arrow.names, label)
+        for batch in file.iter_batches(batch_size=size):
+            if len(batch):
+                yield batch.to_pandas()
+
+
+def _text(path: Path, label: str, size: int, kind: str) -> Iterator[pd.DataFrame]:
+    options: dict[str, Any] = {"sep": "\t" if kind == ".tsv" else ",", "dtype": str}
+    header = pd.read_csv(path, header=None, nrows=1, **options)
+    _check_header(path, header.iloc[0].astype(str).tolist(), label)
+    with pd.read_csv(path, chunksize=size, **options) as reader:
+        yield from (batch for batch in reader if len(batch))
+
+
+def _check_header(path: Path, names: list[str], label: str) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path} has columns {repeated} more than once.")
+    if label not in names:
+        raise unknown_name(f"column of {path.name}", label, names)
+    if len(names) < 2:
+        raise UserError(f"{path} has no column beside the label {label!r}.")
+
+
+class Distinct:
+    """Counts distinct values by the smallest of their hashes (Bar-Yossef et al., 2002)."""
+
+    KEPT = 1024
+
+    def __init__(self) -> None:
+        self.smallest = np.zeros(0, np.uint64)
+
+    def add(self, column: pd.Series) -> None:
+        """Count the values of a batch."""
+        values = column.dropna().unique()
+        hashed = pd.util.hash_array(np.asarray(values, dtype=object).astype(str).astype(object))
+        self.smallest = np.union1d(self.smallest, hashed)[: self.KEPT]
+
+    def count(self) -> int:
+        """Return how many different values there were: exact below 1,024, to about 3 % beyond."""
+        if len(self.smallest) < self.KEPT:
+            return len(self.smallest)
+        return round((self.KEPT - 1) / (float(self.smallest[-1]) / 2.0**64))
