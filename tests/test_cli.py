@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from workingpapers.cli import main
 from workingpapers.data.datasets import DATASETS
+from workingpapers.data.impressions import IMPRESSIONS
 from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.models import MODELS
 from workingpapers.data.texts import TEXTS
@@ -209,7 +210,7 @@ def test_entries_shows_every_entry(papers, task):
         assert line.endswith(entry.about)
 
 
-@pytest.mark.parametrize(("command", "known"), [("data", DATASETS | TEXTS), ("models", MODELS | LANGUAGE_MODELS)])
+@pytest.mark.parametrize(("command", "known"), [("data", DATASETS | IMPRESSIONS | TEXTS), ("models", MODELS | LANGUAGE_MODELS)])
 def test_data_and_models_are_listed_with_source_licence_and_size(papers, command, known):
     head, *lines = papers(command)
     assert head.split()[:2] == ["name", "here"]

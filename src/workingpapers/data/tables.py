@@ -27,9 +27,9 @@ def from_table(path: Path, name: str, label: str) -> LabelledData:
         UserError: no such label column, rows without a label, several image columns, columns that are neither numbers
             nor images, NaN or infinity, or unreadable images.
     """
-    table = _read(path, label)
+    table = read_table(path, label)
     if label not in table.columns:
-        raise UserError(_no_column(path, label, [str(c) for c in table.columns]))
+        raise UserError(no_column(path, label, [str(c) for c in table.columns]))
     missing = int((table[label].isna() | (table[label].astype(str) == "")).sum())
     if missing:
         raise UserError(f"{path}: {missing} of {len(table)} rows have no label in column {label!r}.")
@@ -43,8 +43,12 @@ def from_table(path: Path, name: str, label: str) -> LabelledData:
     return _features(table, path, name, label)
 
 
-def _read(path: Path, label: str) -> pd.DataFrame:
-    """Read the file; a CSV's labels stay text, so that a class may be called "NA" or "007"."""
+def read_table(path: Path, label: str) -> pd.DataFrame:
+    """Return the file's table; a CSV's labels stay text, so that a class may be called "NA" or "007".
+
+    Raises:
+        UserError: it cannot be read.
+    """
     import pandas as pd
 
     try:
@@ -58,7 +62,8 @@ def _read(path: Path, label: str) -> pd.DataFrame:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _no_column(path: Path, label: str, columns: list[str]) -> str:
+def no_column(path: Path | str, label: str, columns: list[str]) -> str:
+    """Return the message for a column of labels that isn't there, with the nearest columns."""
     import difflib
 
     nearest = difflib.get_close_matches(label, columns, n=3, cutoff=0.4) or columns[:8]

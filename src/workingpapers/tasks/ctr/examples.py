@@ -1,0 +1,206 @@
+"""The impressions of `ctr`: what entries see and how it is split, the search they share, and how they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workingpapers.data.impressions import HELD_BACK, Impressions, load_impressions
+from workingpapers.data.splits import stratified
+from workingpapers.errors import UserError
+from workingpapers.methods.recommenders.metrics import auc, calibration, gauc, log_loss
+from workingpapers.tasks.protocol import Budget, Conditions, Context, Prepared, load_task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workingpapers.methods.recommenders.estimator import ClickClassifier
+
+SHARE = 0.8  # of either part that a seed draws at most, where the parts are given
+FEWEST = 20  # clicks, and rows without, that a training part needs: two of each to validate on
+# Pairs of learning rate and weight decay, in the order in which trials take them.
+GRID = ((1e-3, 1e-4), (3e-3, 1e-4), (1e-3, 0.0), (3e-3, 0.0), (1e-3, 1e-3), (3e-3, 1e-3))
+VALIDATION = 0.1  # of the training rows
+BATCH = 512
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The training part, as an entry sees it.
+
+    Attributes:
+        table: n rows of features.
+        clicks: (n,) 0 or 1.
+        kinds: see `Impressions.kinds`.
+        every_epoch: whether training goes on to the last epoch before the best one is kept; otherwise it stops early.
+    """
+
+    table: pd.DataFrame
+    clicks: NDArray[np.int64]
+    kinds: Mapping[str, str]
+    every_epoch: bool = False
+
+    def __len__(self) -> int:
+        return len(self.clicks)
+
+    def only(self, columns: list[str]) -> Examples:
+        """Return the examples with some of their columns."""
+        return replace(self, table=self.table[columns], kinds={c: k for c, k in self.kinds.items() if c in columns})
+
+
+class Clicker(Protocol):
+    """Something fitted that predicts clicks."""
+
+    def predict_proba(self, table: Any) -> NDArray[Any]:
+        """Return the probabilities of no click and of a click, (m, 2)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training part and a held-back part.
+
+    Attributes:
+        train: what the entry sees.
+        table: m held-back rows of features.
+        clicks: (m,) their labels; the entry never sees them.
+        users: (m,) whose impressions they are; None where the data have no column for it.
+        planted: columns of the features that are noise.
+    """
+
+    train: Examples
+    table: pd.DataFrame
+    clicks: NDArray[np.int64]
+    users: NDArray[Any] | None = None
+    planted: tuple[str, ...] = ()
+
+
+def prepare(conditions: Conditions) -> Prepared:
+    """Look at the impressions once for all runs.
+
+    Raises:
+        UserError: they cannot be used, or not in this setting.
+    """
+    from workingpapers.methods.recommenders.schema import Schema
+
+    data = load_impressions(conditions.data, label=conditions.label)
+    problem = load(conditions, 0)
+    try:
+        Schema.fit([problem.train.table], kinds=problem.train.kinds).encode(problem.table)
+    except ValueError as error:
+        raise UserError(f"{data.name}: {error}.") from error
+    remarks = list(data.remarks)
+    if conditions.setting == "standard" and find_spec("lightgbm") is None:
+        remarks.append("lightgbm is left out, for it is not installed: pip install lightgbm")
+    return Prepared(data.fingerprint, "", tuple(remarks))
+
+
+def load(conditions: Conditions, seed: int) -> Problem:
+    """Draw a seed's training and held-back rows.
+
+    Raises:
+        UserError: too few rows of a class, no feature that is not a history, or no history or users where the setting
+            needs them.
+    """
+    data = load_impressions(conditions.data, label=conditions.label)
+    budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
+    histories = [column for column, kind in data.kinds.items() if kind.startswith("sequence")]
+    if conditions.setting == "history" and not (histories and data.user):
+        raise UserError(
+            f"{data.name} has no {'column user' if histories else 'history'}; the setting history needs both: a column "
+            "user, and for a column X a column X_history. The packaged data 'movielens' have them."
+        )
+    kept, held = rows(data, budget, seed)
+    for part, chosen, fewest in (("training", kept, FEWEST), ("held-back", held, 1)):
+        counts = np.bincount(data.clicks[chosen], minlength=2)
+        if counts.min() < fewest:
+            raise UserError(
+                f"{data.name}: the {part} part has {counts[1]} clicks and {counts[0]} rows without; it needs {fewest} "
+                "of each."
+            )
+    whole = Examples(data.table, data.clicks, data.kinds, conditions.setting == "history")
+    if conditions.setting != "history":
+        whole = whole.only([column for column in data.table.columns if column not in histories])
+    train = replace(whole, table=_at(whole.table, kept), clicks=data.clicks[kept])
+    users = None if data.user is None else data.table[data.user].astype(str).to_numpy()[held]
+    return Problem(train, _at(whole.table, held), data.clicks[held], users)
+
+
+def _at(table: pd.DataFrame, chosen: NDArray[np.int64]) -> pd.DataFrame:
+    return table.iloc[chosen].reset_index(drop=True)
+
+
+def rows(data: Impressions, budget: Budget, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the numbers of the rows to train on and of those held back, both drawn by class within the budget.
+
+    Where the data say what is held back, a seed draws four fifths of either part at most, so that seeds differ;
+    elsewhere it holds back a fifth at random.
+    """
+    rng = np.random.default_rng([seed, 1])
+    if data.held is None:
+        everything = np.arange(len(data))
+        held = stratified(rng, data.clicks, min(budget.test, round(HELD_BACK * len(data))))
+        rest = np.setdiff1d(everything, held)
+        return rest[stratified(rng, data.clicks[rest], min(budget.train, len(rest)))], held
+    kept, held = np.flatnonzero(~data.held), np.flatnonzero(data.held)
+    kept = kept[stratified(rng, data.clicks[kept], min(budget.train, round(SHARE * len(kept))))]
+    return kept, held[stratified(rng, data.clicks[held], min(budget.test, round(SHARE * len(held))))]
+
+
+def tuned(train: Examples, context: Context, kind: type[ClickClassifier], **options: Any) -> Any:
+    """Return the classifier of the best validation AUC among the budget's pairs of learning rate and weight decay.
+
+    The tenth of the rows to validate on is the same for all entries of a seed, and each keeps its best epoch there.
+    """
+    fitted = []
+    for rate, decay in GRID[: context.budget.trials]:
+        model = kind(
+            kinds=train.kinds,
+            learning_rate=rate,
+            weight_decay=decay,
+            batch_size=BATCH,
+            max_epochs=context.budget.epochs,
+            patience=context.budget.epochs if train.every_epoch else 2,
+            validation=VALIDATION,
+            random_state=context.seed,
+            **options,
+        )
+        fitted.append(model.fit(train.table, train.clicks))
+    best = max(fitted, key=lambda model: max(model.history_.auc))
+    for epoch, value in enumerate(best.history_.auc, start=1):
+        context.log("validation AUC by epoch", epoch, 100 * value)
+    return best
+
+
+def click_metrics(problem: Problem, model: Clicker) -> dict[str, float]:
+    """Return AUC, log loss and calibration on the held-back rows."""
+    p = model.predict_proba(problem.table)[:, 1]
+    return {
+        "auc": 100 * auc(problem.clicks, p),
+        "log-loss": log_loss(problem.clicks, p),
+        "calibration": 100 * abs(calibration(problem.clicks, p) - 1),
+    }
+
+
+def history_metrics(problem: Problem, model: Any) -> dict[str, float]:
+    """Return AUC within users and over all, log loss, and by how much the last epoch is below the best one.
+
+    Raises:
+        UserError: no user has both a click and none among the held-back rows.
+    """
+    p = model.predict_proba(problem.table)[:, 1]
+    try:
+        within = gauc(problem.clicks, p, problem.users)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError("No user has both a click and an impression without among the held-back rows.") from error
+    validation = model.history_.auc
+    return {
+        "gauc": 100 * within,
+        "auc": 100 * auc(problem.clicks, p),
+        "log-loss": log_loss(problem.clicks, p),
+        "final-drop": 100 * (max(validation) - validation[-1]),
+    }
