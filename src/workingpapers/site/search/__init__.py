@@ -1,0 +1,1 @@
+"""Search: full text, sentence embeddings, and the two fused."""

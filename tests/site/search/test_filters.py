@@ -1,0 +1,49 @@
+"""Filters take what papers can have, and name what is allowed where they don't."""
+
+import pytest
+from papers_made import made
+from sqlalchemy import select
+
+from workingpapers.errors import UserError
+from workingpapers.papers.topics import load_topics
+from workingpapers.site.database import writing
+from workingpapers.site.schema import papers
+from workingpapers.site.search.filters import Filters, conditions
+from workingpapers.site.search.query import Query
+
+
+def test_a_topic_has_the_papers_of_those_below_it(database):
+    below = next(topic for topic in load_topics().values() if topic.parent and load_topics()[topic.parent].parent)
+    with writing(database) as connection:
+        (inside,) = made(connection, 1, topics=[below.id])
+        made(connection, 1)
+        for name in (below.id, below.parent):
+            limits = conditions(database.dialect.name, Filters(topic=name), Query())
+            assert connection.execute(select(papers.c.id).where(*limits)).scalars().all() == [inside]
+
+
+def test_the_years_of_filter_and_query_both_hold(sqlite_database):
+    with writing(sqlite_database) as connection:
+        ids = [made(connection, 1, year=year)[0] for year in range(2018, 2024)]
+        limits = conditions("sqlite", Filters(year="2019..2022"), Query(years=(2021, None)))
+        assert sorted(connection.execute(select(papers.c.id).where(*limits)).scalars()) == ids[3:5]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"topic": "no-such"}, "Unknown topic 'no-such'"),
+        ({"task": "prob"}, "'probe'"),
+        ({"year": "soon"}, "'soon'"),
+        ({"has": frozenset({"cod"})}, "'code'"),
+        ({"standing": "reproducd"}, "'reproduced'"),
+    ],
+)
+def test_values_that_no_paper_has_are_named(given, message):
+    with pytest.raises(UserError, match=message):
+        Filters(**given)
+
+
+def test_empty_strings_filter_nothing():
+    assert not Filters()
+    assert conditions("sqlite", Filters(topic="", task="", year=" ", venue="-", standing=""), Query()) == []

@@ -1,0 +1,123 @@
+"""The index of embeddings equals the table, whatever happened to either."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from papers_made import made
+from sqlalchemy import delete, insert, update
+
+from workingpapers.site.database import writing
+from workingpapers.site.schema import embeddings
+from workingpapers.site.search.encoder import DIMENSIONS, MODEL
+from workingpapers.site.search.vectors import Vectors, index_file, update_index
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+
+
+def unit(rows):
+    vectors = np.random.default_rng(rows).normal(size=(rows, DIMENSIONS))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def embed(engine, vectors):
+    with writing(engine) as connection:
+        ids = made(connection, len(vectors))
+        rows = [
+            {"paper_id": number, "model": MODEL, "digest": "", "vector": vector.tobytes()}
+            for number, vector in zip(ids, vectors, strict=True)
+        ]
+        connection.execute(insert(embeddings), rows)
+    return ids
+
+
+def read(engine):
+    vectors = Vectors(engine)
+    vectors.refresh()
+    return vectors
+
+
+def test_neighbours_are_those_of_all_pairs(database):
+    rows = unit(500)
+    ids = embed(database, rows)
+    assert update_index(database) == 500
+    vectors = read(database)
+    hits = 0
+    for query in rows[:50].astype(np.float32):
+        exact = [ids[place] for place in np.argsort(-(rows.astype(np.float32) @ query), kind="stable")[:10]]
+        hits += len(set(exact) & set(vectors.nearest(query, 10)))
+    assert hits >= 490  # the graph is approximate; random vectors are its hardest case
+
+
+def test_similarities_are_cosines(sqlite_database):
+    rows = unit(20)
+    ids = embed(sqlite_database, rows)
+    update_index(sqlite_database)
+    vectors = read(sqlite_database)
+    query = rows[3].astype(np.float32)
+    found = vectors.similarities(query, [*ids, 999])
+    assert list(found) == ids
+    np.testing.assert_allclose(list(found.values()), rows.astype(np.float32) @ query, atol=1e-6)
+    np.testing.assert_array_equal(vectors.vector(ids[3]), query)
+    assert vectors.vector(999) is None
+    assert vectors.similarities(query, []) == vectors.similarities(query, [999]) == {}
+
+
+def test_new_changed_and_deleted_vectors(database):
+    rows = unit(30)
+    ids = embed(database, rows[:20])
+    update_index(database)
+    ids += embed(database, rows[20:])
+    assert update_index(database) == 10
+    assert update_index(database) == 0
+    with writing(database) as connection:
+        changed = embeddings.c.paper_id == ids[0]
+        connection.execute(update(embeddings).where(changed).values(vector=rows[29].tobytes()))
+        connection.execute(delete(embeddings).where(embeddings.c.paper_id == ids[1]))
+    update_index(database)
+    vectors = read(database)
+    assert len(vectors) == 29
+    np.testing.assert_array_equal(vectors.vector(ids[0]), rows[29].astype(np.float32))
+    assert vectors.vector(ids[1]) is None
+
+
+def test_a_reader_takes_up_the_new_file(sqlite_database):
+    rows = unit(4)
+    embed(sqlite_database, rows[:2])
+    vectors = read(sqlite_database)
+    assert len(vectors) == 0
+    assert vectors.nearest(rows[0].astype(np.float32), 3) == []
+    update_index(sqlite_database)
+    vectors.refresh()
+    assert len(vectors) == 2
+    embed(sqlite_database, rows[2:])
+    update_index(sqlite_database)
+    vectors.refresh()
+    assert len(vectors) == 4
+
+
+def test_a_damaged_file_is_built_anew(sqlite_database):
+    rows = unit(5)
+    embed(sqlite_database, rows)
+    update_index(sqlite_database)
+    file = index_file(sqlite_database)
+    whole = file.read_bytes()
+    for damage in (b"", b"no index", whole[: len(whole) // 2]):
+        file.write_bytes(damage)
+        assert len(read(sqlite_database)) == 0
+        assert update_index(sqlite_database) == 5
+        assert len(read(sqlite_database)) == 5
+
+
+def test_passwords_are_in_no_file_name(database):
+    assert "secret" not in str(index_file(database))
+
+
+def test_both_libraries_load_in_one_process_whichever_comes_first(tmp_path):
+    """Loaded in the other order than `vectors` sees to, they crash the process."""
+    code = "from workingpapers.site.search import vectors; vectors._empty(); import onnxruntime, usearch.index"
+    subprocess.run([sys.executable, "-c", code], check=True)
