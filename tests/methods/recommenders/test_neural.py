@@ -1,0 +1,150 @@
+"""Training of recommenders: what is learnt, which epoch is kept, that it can be repeated, saved and loaded."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from workingpapers.methods.recommenders.fmrlrec import FMRLRecRecommender
+from workingpapers.methods.recommenders.neural import NeuralRecommender
+from workingpapers.methods.recommenders.sequences import Log, last_of
+from workingpapers.methods.recommenders.sequential import GRU4RecRecommender, SASRecRecommender
+from workingpapers.methods.recommenders.ssl_items import TwoTowerRecommender
+
+
+def log_of(*histories, items=None, features=None):
+    """Return a log of histories given as lists of positions."""
+    count = items or 1 + max(max(history, default=0) for history in histories)
+    return Log(
+        np.array([f"i{i}" for i in range(count)], object),
+        np.array([f"u{i}" for i in range(len(histories))], object),
+        [np.array(history, np.int64) for history in histories],
+        features,
+    )
+
+
+class Transitions(nn.Module):
+    """A table of scores of the next item: what a chain of order one needs."""
+
+    def __init__(self, num_items):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_items + 1, num_items))
+
+    def loss(self, ids, labels):
+        real = labels != 0
+        return nn.functional.cross_entropy(self.table[ids[real]], labels[real] - 1)
+
+    def scores(self, ids):
+        return last_of(self.table[ids], ids)
+
+
+class Chain(NeuralRecommender):
+    """Learns which item follows which."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+
+    def _build(self, log):
+        return Transitions(len(log.items))
+
+
+def cycles(users=20, length=9, items=20, features=None):
+    """Return a log in which item i + 1 always follows item i."""
+    rng = np.random.default_rng(0)
+    return log_of(
+        *[(rng.integers(items) + np.arange(length)) % items for _ in range(users)], items=items, features=features
+    )
+
+
+def test_training_finds_the_chain_keeps_the_best_epoch_and_can_be_repeated():
+    options = {"learning_rate": 0.1, "max_epochs": 12, "patience": 3, "random_state": 3, "batch_size": 8}
+    model = Chain(**options).fit(cycles())
+    assert (model.score([np.array([i]) for i in range(20)]).argmax(dim=1) == (torch.arange(20) + 1) % 20).all()
+    assert max(model.history_) == 1.0
+    assert len(model.history_) <= 1 + model.history_.index(1.0) + 3
+    again = Chain(**options).fit(cycles())
+    assert torch.equal(model.model_.table, again.model_.table)
+    assert model.parameters_ == 21 * 20
+    assert Chain(max_epochs=3).get_params()["max_epochs"] == 3
+
+
+def test_histories_of_two_train_without_a_validation():
+    model = Chain(max_epochs=2, random_state=0).fit(log_of([0, 1], [1, 2]))
+    assert model.history_ == []
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    class Broken(Chain):
+        def _build(self, log):
+            model = Transitions(len(log.items))
+            model.table.data.fill_(torch.nan)
+            return model
+
+    with pytest.raises(ValueError, match="the loss of epoch 1 is nan"):
+        Broken().fit(cycles())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_len": 0}, "max_len is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Chain(**options).fit(cycles())
+
+
+def item_table():
+    return pd.DataFrame({"kind": [f"k{i % 3}" for i in range(20)], "tags": ["a|b", "c"] * 10, "size": np.arange(20.0)})
+
+
+SMALL = {"dim": 8, "max_epochs": 1, "random_state": 0}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SASRecRecommender(blocks=1, **SMALL),
+        lambda: GRU4RecRecommender(**SMALL),
+        lambda: FMRLRecRecommender(sizes=(4, 8), item_features=np.random.default_rng(0).normal(size=(20, 3)), **SMALL),
+        lambda: FMRLRecRecommender(sizes=(4, 8), **SMALL),
+        lambda: TwoTowerRecommender(kinds={"tags": "multi"}, **SMALL),
+    ],
+    ids=["sasrec", "gru4rec", "fmrlrec", "fmrlrec-ids", "two-tower"],
+)
+def test_what_is_loaded_scores_as_what_was_saved(make, tmp_path):
+    histories = [np.array([3, 4, 5]), np.array([7])]
+    one = make().fit(cycles(features=item_table()))
+    one.save(tmp_path / "model")
+    other = type(one).load(tmp_path / "model")
+    assert torch.equal(one.score(histories), other.score(histories))
+    assert one.recommend(histories, 3).tolist() == other.recommend(histories, 3).tolist()
+    assert (one.history_, one.parameters_) == (other.history_, other.parameters_)
+
+
+def test_a_cut_model_is_saved_too(tmp_path):
+    features = np.random.default_rng(0).normal(size=(20, 3))
+    one = FMRLRecRecommender(sizes=(4, 8), item_features=features, **SMALL).fit(cycles()).cut(4)
+    one.save(tmp_path)
+    assert torch.equal(one.score([np.array([1])]), FMRLRecRecommender.load(tmp_path).score([np.array([1])]))
+
+
+def test_folders_that_hold_something_else_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Chain.load(tmp_path / "nothing")
+    (tmp_path / "model.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no recommender"):
+        Chain.load(tmp_path)
+    GRU4RecRecommender(**SMALL).fit(cycles()).save(tmp_path)
+    with pytest.raises(ValueError, match="GRU4RecRecommender; expected 'workingpapers recommender 1', Chain"):
+        Chain.load(tmp_path)
+    held = json.loads((tmp_path / "model.json").read_text()) | {"format": "another"}
+    (tmp_path / "model.json").write_text(json.dumps(held))
+    with pytest.raises(ValueError, match="holds 'another'"):
+        GRU4RecRecommender.load(tmp_path)

@@ -1,0 +1,160 @@
+"""Logs, the split, batches and ranked lists, against definitions on small logs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workingpapers.methods.recommenders.sequences import (
+    Log,
+    SequenceRecommender,
+    last_of,
+    leave_last_out,
+    padded,
+    windows,
+)
+
+
+def log_of(*histories, items=None):
+    """Return a log of histories given as lists of positions."""
+    count = items or 1 + max(max(history, default=0) for history in histories)
+    return Log(
+        np.array([f"i{i}" for i in range(count)], object),
+        np.array([f"u{i}" for i in range(len(histories))], object),
+        [np.array(history, np.int64) for history in histories],
+    )
+
+
+TABLE = pd.DataFrame({"user": ["b", "a", "b", "a", "b"], "item": [7, 7, 3, 5, 5], "time": [3.0, 2.0, 1.0, 2.0, 2.0]})
+
+
+def test_histories_are_in_the_order_of_time_and_ties_in_that_of_rows():
+    log = Log.from_table(TABLE)
+    assert list(log.items) == [3, 5, 7]
+    assert dict(zip(log.users, [log.items[h].tolist() for h in log.histories], strict=True)) == {
+        "a": [7, 5],
+        "b": [3, 5, 7],
+    }
+    assert log.counts().tolist() == [1, 2, 2]
+    assert log.positions([7, 3]).tolist() == [2, 0]
+
+
+def test_features_are_the_catalogue():
+    features = pd.DataFrame({"title": list("wxyz")}, index=[5, 9, 7, 3])
+    log = Log.from_table(TABLE, features=features)
+    assert log.items.tolist() == [5, 9, 7, 3]
+    assert [log.items[h].tolist() for h in log.histories] == [[7, 5], [3, 5, 7]]
+    assert log.counts().tolist() == [2, 0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": TABLE.drop(columns="time")}, r"lacks columns \['time'\]"),
+        ({"table": TABLE[:0]}, "holds no rows"),
+        ({"table": TABLE.assign(item=[7, None, 3, 5, 5])}, "'item' has no value in row 1"),
+        ({"features": pd.DataFrame({"title": ["x", "y"]}, index=[7, 3])}, "features lacks item 5"),
+        ({"features": pd.DataFrame({"title": ["x", "y"]}, index=[7, 7])}, "item 7 more than once"),
+    ],
+)
+def test_bad_logs_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        Log.from_table(**{"table": TABLE} | change)
+
+
+def test_unknown_items_are_named():
+    with pytest.raises(ValueError, match="no item 4"):
+        Log.from_table(TABLE).positions([7, 4])
+
+
+histories = st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=15), min_size=1, max_size=6)
+
+
+@given(given_=histories, last=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_the_split_leaks_nothing_and_loses_nothing(given_, last):
+    log = log_of(*given_, items=10)
+    if all(len(history) < last + 2 for history in given_):
+        with pytest.raises(ValueError, match="no user has"):
+            leave_last_out(log, last)
+        return
+    split = leave_last_out(log, last)
+    asked = iter(zip(split.histories, split.targets, strict=True))
+    for before, after in zip(given_, split.train.histories, strict=True):
+        held = [next(asked) for _ in range(last)] if len(before) >= last + 2 else []
+        assert [*after, *(target for _, target in held)] == before
+        assert all(history.tolist() == after.tolist() for history, _ in held)
+    assert next(asked, None) is None
+
+
+@given(given_=histories, length=st.integers(1, 5))
+@settings(max_examples=50, deadline=None)
+def test_every_item_but_the_first_is_a_label_once_after_what_came_before_it(given_, length):
+    wanted = sorted((h[i - 1], h[i]) for h in given_ for i in range(1, len(h)))
+    if not wanted:
+        with pytest.raises(ValueError, match="no history has two items"):
+            windows([np.array(h) for h in given_], length)
+        return
+    ids, labels = windows([np.array(h, np.int64) for h in given_], length)
+    assert ids.shape == labels.shape
+    assert ids.shape[1] <= length
+    real = labels != 0
+    assert torch.equal(real, ids != 0)
+    assert sorted(zip((ids[real] - 1).tolist(), (labels[real] - 1).tolist(), strict=True)) == wanted
+    assert (real.int().diff(dim=1) <= 0).all()  # padded on the right
+    follows = real[:, 1:]
+    assert torch.equal(ids[:, 1:][follows], labels[:, :-1][follows])
+
+
+def test_padding_keeps_the_latest_on_the_left():
+    rows = [np.array([4, 0, 2]), np.array([1])]
+    assert padded(rows, 2).tolist() == [[1, 3], [2, 0]]
+    assert padded(rows, 9, fill=-1).tolist() == [[4, 0, 2], [1, -1, -1]]
+    states = torch.arange(4.0).view(2, 2, 1)
+    assert last_of(states, padded(rows, 2)).tolist() == [[1], [2]]
+
+
+class Next(SequenceRecommender):
+    """Knows that item i + 1 follows item i, and likes high positions otherwise."""
+
+    def _fit(self, log):
+        self.bonus_ = torch.arange(len(log.items)) / 100
+
+    def _scores(self, histories):
+        scores = self.bonus_.repeat(len(histories), 1)
+        for row, history in enumerate(histories):
+            scores[row, (history[-1] + 1) % len(self.items_)] += 1
+        return scores
+
+
+def test_recommendations_leave_out_what_was_taken():
+    model = Next().fit(log_of([0, 1, 2], items=6))
+    found = model.recommend([np.array([0, 1]), np.array([4])], k=2)
+    assert found.tolist() == [["i2", "i5"], ["i5", "i3"]]
+    assert model.places([np.array([0, 1]), np.array([5, 4])], np.array([3, 0])).tolist() == [3, 3]
+    # Above 3 stand 2, 5 and 4; above 0 stand 3, 2 and 1, while 4 and 5 were taken.
+
+
+@pytest.mark.parametrize(
+    ("history", "k", "message"),
+    [
+        ([], 1, "history 1 is empty"),
+        ([6], 1, "history 1 holds positions outside 0 to 5"),
+        ([-1], 1, "history 1 holds positions outside"),
+        (["i2"], 1, "history 1 must hold positions of items; got <U2"),
+        ([0.5], 1, "history 1 must hold positions of items; got float64"),
+        ([1, 2, 1], 5, "k is 5; it must be from 1 to 4"),
+        ([1], 0, "k is 0"),
+    ],
+)
+def test_bad_requests_are_named(history, k, message):
+    model = Next().fit(log_of([0, 1, 2], items=6))
+    with pytest.raises(ValueError, match=message):
+        model.recommend([np.array([0]), np.array(history, None if history else np.int64)], k=k)
+
+
+def test_an_empty_log_is_refused():
+    with pytest.raises(ValueError, match="no interactions"):
+        Next().fit(log_of([], items=3))
