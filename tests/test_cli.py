@@ -210,7 +210,9 @@ def test_entries_shows_every_entry(papers, task):
         assert line.endswith(entry.about)
 
 
-@pytest.mark.parametrize(("command", "known"), [("data", DATASETS | IMPRESSIONS | TEXTS), ("models", MODELS | LANGUAGE_MODELS)])
+@pytest.mark.parametrize(
+    ("command", "known"), [("data", DATASETS | IMPRESSIONS | TEXTS), ("models", MODELS | LANGUAGE_MODELS)]
+)
 def test_data_and_models_are_listed_with_source_licence_and_size(papers, command, known):
     head, *lines = papers(command)
     assert head.split()[:2] == ["name", "here"]

@@ -373,17 +373,12 @@ def rank_features(file: str, label: str, limit: int) -> None:
     from workingpapers.methods.tables.outrank import rank_file
 
     ranked = rank_file(file, label)
-    shown = terminal.table(
-        "column", "score", "nats", "coverage %", "values", right=["score", "nats", "coverage %", "values"]
-    )
-    for row in ranked.head(limit).itertuples():
-        numbers = (
-            f"{row.score:+.5f}",
-            f"{row.mutual_information:.5f}",
-            f"{100 * row.coverage:.0f}",
-            f"{row.values:,.0f}",
-        )
-        shown.add_row(terminal.one_line(str(row.feature)), *numbers)
+    numbers = ["score", "nats", "coverage %", "values"]
+    shown = terminal.table("column", *numbers, right=numbers)
+    for row in ranked.head(limit).to_dict("records"):
+        score, nats = f"{row['score']:+.5f}", f"{row['mutual_information']:.5f}"
+        column = terminal.one_line(str(row["feature"]))
+        shown.add_row(column, score, nats, f"{100 * row['coverage']:.0f}", f"{row['values']:,.0f}")
     terminal.show(shown)
     if len(ranked) > limit:
         terminal.say(f"{limit} of {len(ranked)} columns; --limit shows more")

@@ -1,18 +1,13 @@
 """The store loses nothing, refuses what it can't read and leaves it as it was; SQLite and PostgreSQL alike."""
 
 import dataclasses
-import itertools
 import multiprocessing
 import os
-import shutil
 import socket
 import sqlite3
-import subprocess
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import sqlalchemy

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -30,6 +31,8 @@ from workingpapers.site.web.render import problem
 from workingpapers.site.web.security import Limits, ResponseHeaders, SameOrigin
 
 log = logging.getLogger(__name__)
+
+THREADS = 4  # requests worked on at a time: threads of one interpreter only wait for each other when there are more
 
 _LATER = 1.0  # seconds that the first requests get before the catalogue is looked through
 
@@ -74,6 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Bring the catalogue in before the first request if it is not there, and up to date beside them if it is."""
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
     with app.state.engine.connect() as connection:
         there = connection.execute(select(func.count(papers.c.card))).scalar_one()
     later = threading.Timer(_LATER, _bring_catalogue, [app])
