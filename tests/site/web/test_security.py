@@ -153,6 +153,7 @@ def test_writing_is_limited_sooner_than_reading(client):
 
 
 def test_reading_is_limited_and_programs_get_json(client, world, monkeypatch):
+    monkeypatch.setattr(security, "READ_RATE", 0.01)  # however slowly the requests below are made
     limited = TestClient(Limits(world.app, world.settings))
     codes = [limited.get("/api/none").status_code for _ in range(int(security.READ_BURST) + 100)]
     assert codes[0] == 404
