@@ -201,13 +201,20 @@ def _write(connection: Connection, rows: Sequence[Row], now: float) -> None:
 
 def _signals(row: Row, now: float) -> Iterator[Signal]:
     """Yield what happened to a paper in a batch: its columns against what they were."""
-    published, before = row.values["published"], row.before("published")
+    published = _appeared(row.values["published"], row.values["year"], row.values["card"])
+    before = None if row.new else _appeared(row.before("published"), row.before("year"), row.before("card"))
     if published != before:
         if before:
             yield Signal(row.id, "published", -1, before)
-        yield Signal(row.id, "published", 1, published)
+        if published:
+            yield Signal(row.id, "published", 1, published)
     for kind in COUNTS:
         yield from _gain(row.id, kind, row.before(kind) or 0, row.values, now)
+
+
+def _appeared(published: str | None, year: int | None, card: str | None) -> str | None:
+    """Return when a paper was published: its day, or for the catalogue's papers, which open the page, its year."""
+    return published or (f"{year:04}" if card and year else None)
 
 
 def _gain(paper: int, kind: str, before: int, values: Mapping[str, Any], now: float) -> Iterator[Signal]:
