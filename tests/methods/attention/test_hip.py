@@ -131,7 +131,7 @@ def test_needs_neighbours_that_score_alike():
 
 def counted(monkeypatch, sampled, attention, *arguments, **options):
     """Return how many scores a call computes: visible pairs, and those of `sampled` queries in searches."""
-    entries, attend, take = [], hip.fused_attention, hip._Vectors.take
+    entries, attend, take = [], hip.fused_attention, hip.Vectors.take
 
     def count_attend(q, k, v, *, causal=False, scale=None, mask=None):
         seen = torch.ones(len(q), q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool)
@@ -145,7 +145,7 @@ def counted(monkeypatch, sampled, attention, *arguments, **options):
         return take(self, places)
 
     monkeypatch.setattr(hip, "fused_attention", count_attend)
-    monkeypatch.setattr(hip._Vectors, "take", count_take)
+    monkeypatch.setattr(hip.Vectors, "take", count_take)
     attention(*arguments, **options)
     monkeypatch.undo()
     return sum(entries)

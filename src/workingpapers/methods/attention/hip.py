@@ -30,7 +30,6 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -40,9 +39,10 @@ from torch import Tensor, nn
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs
 from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.gathering import Vectors, split
 from workingpapers.methods.attention.lm_infinite import first_real
 
-_BATCH = 64  # query blocks whose keys are listed at once; how many are gathered at once is up to `_Vectors.chunk`
+_BATCH = 64  # query blocks whose keys are listed at once; how many are gathered at once is up to `Vectors.chunk`
 
 
 @dataclass(frozen=True)
@@ -120,23 +120,23 @@ class HiPAttention:
             q, k: as in `__call__`, without padding.
         """
         _check(q, k, k)
-        n, keys = self.top_k // self.block_k, _Vectors(k, q.shape[1])
+        n, keys = self.top_k // self.block_k, Vectors(k, q.shape[1])
         found = [q.new_empty(*q.shape[:2], 0, n, dtype=torch.long)]
         for run in self._runs(q.shape[2], k.shape[2]):
             queries, owner, number = run.blocks(q)
             sampled = queries[:, (run.size - 1) % self.query_stride :: self.query_stride]
             total = torch.tensor(run.candidates, device=q.device)[number]
-            leaves = [self._descend(keys, run.rounds, *part) for part in _split(_BATCH, sampled, owner, total)]
+            leaves = [self._descend(keys, run.rounds, *part) for part in split(_BATCH, sampled, owner, total)]
             found.append(torch.cat(leaves).view(*q.shape[:2], -1, n))
         return torch.cat(found, dim=2)
 
-    def _descend(self, keys: _Vectors, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
+    def _descend(self, keys: Vectors, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
         """Return what m query blocks (m, sampled, d) of heads (m,) find among (m,) candidates, (m, n)."""
         n, exact = self.top_k // self.block_k, torch.promote_types(q.dtype, torch.float32)
 
         def scores(blocks: Tensor) -> Tensor:
             places = keys.places(owner, self._tokens(blocks))
-            parts = _split(keys.chunk(places), q.to(exact), places)
+            parts = split(keys.chunk(places), q.to(exact), places)
             best = [(queries @ keys.take(part).to(exact).mT).amax(dim=1) for queries, part in parts]
             return torch.cat(best).view(*blocks.shape, self.block_k).amax(dim=2)
 
@@ -184,14 +184,14 @@ class HiPAttention:
         self, q: Tensor, k: Tensor, v: Tensor, run: _Run, found: Tensor, scale: float | None
     ) -> tuple[Tensor, Tensor]:
         """Attend with the queries of a run: (B, H, run, d_v) and (B, H, run)."""
-        keys, values = _Vectors(k, q.shape[1]), _Vectors(v, q.shape[1])
+        keys, values = Vectors(k, q.shape[1]), Vectors(v, q.shape[1])
         near, bias = self._window(run, k.shape[2] - q.shape[2], q)
         queries, owner, number = run.blocks(q)
         first, parts = torch.arange(self.sinks, device=q.device), []
-        for blocks, heads, leaves, at in _split(_BATCH, queries[:, None], owner, found.flatten(0, 2), number):
+        for blocks, heads, leaves, at in split(_BATCH, queries[:, None], owner, found.flatten(0, 2), number):
             tokens = torch.cat([first.expand(len(at), -1), self._tokens(leaves), near[at]], dim=1)
             places = [x.places(heads, tokens) for x in (keys, values)]
-            for some, k_places, v_places, numbers in _split(keys.chunk(tokens), blocks, *places, at):
+            for some, k_places, v_places, numbers in split(keys.chunk(tokens), blocks, *places, at):
                 key, value = keys.take(k_places)[:, None], values.take(v_places)[:, None]
                 mask = bias if len(bias) == 1 else bias[numbers]
                 parts.append(fused_attention(some, key, value, scale=scale, mask=mask))
@@ -269,44 +269,6 @@ class _Run:
         queries = q[:, :, self.begin : self.begin + self.size * count].reshape(-1, self.size, q.shape[3])
         owner = torch.arange(heads, device=q.device).repeat_interleave(count)
         return queries, owner, torch.arange(count, device=q.device).repeat(heads)
-
-
-class _Vectors:
-    """The vectors of keys or values (B, G, T, d), to be gathered for H query heads without copying the whole."""
-
-    def __init__(self, x: Tensor, heads: int) -> None:
-        width = x.shape[3]
-        if x.stride(3) != 1 or any(stride % width for stride in x.stride()[:3]):
-            x = x.contiguous()
-        batch, head, self.step = (stride // width for stride in x.stride()[:3])
-        last = sum(stride * (n - 1) for stride, n in zip((batch, head, self.step), x.shape[:3], strict=True))
-        self.rows = x.as_strided((last + 1 if x.numel() else 0, width), (width, 1))
-        group = torch.arange(heads, device=x.device) // (heads // x.shape[1])
-        self.first = (torch.arange(x.shape[0], device=x.device)[:, None] * batch + group * head).flatten()
-        self.room = x.new_empty(0)
-
-    def places(self, owner: Tensor, tokens: Tensor) -> Tensor:
-        """Return which rows hold the tokens (m, c) of sequences and heads (m,), numbered b H + h."""
-        return self.first[owner][:, None] + tokens * self.step
-
-    def chunk(self, places: Tensor) -> int:
-        """Return how many m of places (m, c) to gather at once: as much as stays in the caches of the processors."""
-        size = 2**18 * torch.get_num_threads() if self.rows.device.type == "cpu" else 2**24
-        return max(1, size // (places.shape[1] * self.rows.shape[1]))
-
-    def take(self, places: Tensor) -> Tensor:
-        """Return the vectors (m, c, d) at places (m, c); without gradients, valid until the next call."""
-        if torch.is_grad_enabled() and self.rows.requires_grad:
-            return self.rows[places]
-        size = places.numel() * self.rows.shape[1]
-        if self.room.numel() < size:  # new memory each time would cost more than what is done in it
-            self.room = self.rows.new_empty(size)
-        room = self.room[:size].view(-1, self.rows.shape[1])
-        return torch.index_select(self.rows, 0, places.flatten(), out=room).view(*places.shape, -1)
-
-
-def _split(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(torch.split(x, size) for x in tensors), strict=True)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
