@@ -4,6 +4,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -126,3 +127,25 @@ def browser():
         started = running.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started
         started.close()
+
+
+class Log:
+    """Stands for a module's logger, so that what other tests do to logging makes no difference."""
+
+    def __init__(self):
+        self.text = ""
+
+    def exception(self, message, *values):
+        self.text += f"{message % values}\n{traceback.format_exc()}"
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What a module logs from now on."""
+
+    def listen(module):
+        log = Log()
+        monkeypatch.setattr(module, "log", log)
+        return log
+
+    return listen

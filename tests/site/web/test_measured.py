@@ -66,7 +66,7 @@ def test_many_first_requests_read_once(kept, monkeypatch):
     assert len(reads) == 1
 
 
-def test_a_store_that_fails_later_leaves_what_was_read(kept, monkeypatch, caplog):
+def test_a_store_that_fails_later_leaves_what_was_read(kept, monkeypatch, logged):
     clock = Clock()
     here = Measured(kept, clock)
     before = here.now()
@@ -76,9 +76,10 @@ def test_a_store_that_fails_later_leaves_what_was_read(kept, monkeypatch, caplog
 
     monkeypatch.setattr(kept, "runs", fail)
     monkeypatch.setattr(here, "_seen", lambda: "changed")
+    log = logged(measured)
     clock.now += 6
     assert here.now() is before
-    eventually(lambda: "it is gone" in caplog.text)
+    eventually(lambda: "it is gone" in log.text)
     clock.now += 6
     assert here.now() is before
 
