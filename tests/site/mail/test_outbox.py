@@ -286,12 +286,12 @@ def test_killed_at_any_moment(database, server, drainers):
         busy.clear()
         process, wait = drainers(now)
         busy.wait(5)
-        time.sleep(chance.uniform(0, 0.03))
+        time.sleep(chance.uniform(0, 0.02))
         with contextlib.suppress(ProcessLookupError):  # it had sent the last mail
             os.kill(process, signal.SIGKILL)
         kills += wait() == [str(signal.SIGKILL.value)]
         now += LEASE
-    assert kills >= 3  # how many it takes depends on how fast mails go out
+    assert kills >= 5
     assert set(server.recipients) == set(everybody)
     assert len(server.recipients) - len(everybody) <= kills  # at most the one mail at hand
     assert len({mail["Message-ID"] for _, mail in server.handler.mails}) == len(everybody)
