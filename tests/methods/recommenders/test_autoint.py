@@ -174,7 +174,7 @@ def test_without_layers_interactions_are_missed():
     assert auc(held_y, model.decision_function(held)) < 0.65
 
 
-def test_finds_the_pair_that_decides():
+def test_attention_goes_to_the_pair_that_decides():
     # The label is whether two of six fields agree, which no field tells alone.
     rng = np.random.default_rng(0)
     values = rng.integers(4, size=(4000, 6))
@@ -183,6 +183,9 @@ def test_finds_the_pair_that_decides():
     options = PATIENT | {"learning_rate": 0.02, "max_epochs": 30, "patience": 30}
     model = AutoIntClassifier(**CHEAP, **options, heads=1).fit(table, y)
     assert model.score(table, y) > 0.95
+    taken = model.explain(table[:500]).mean(axis=(0, 1, 2))
+    np.fill_diagonal(taken, 0)
+    assert set(np.argsort(taken.sum(axis=0))[-2:]) == {1, 4}  # by the other fields together
 
 
 def test_dropout_is_for_training_only():
