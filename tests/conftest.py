@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
+# One thread in each process: tests run side by side, and threads that outnumber the cores cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def postgres():
