@@ -63,15 +63,15 @@ def process(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
-def keep_runs(store):
+def keep_runs(store, setting="standard"):
     """Put runs into a store in which moment-probing is clearly better than the baseline it is compared with."""
-    setting = load_task("probe").setting("standard")
+    setting = load_task("probe").setting(setting)
     for entry, paper, accuracy in (("moment-probing", "moment-probing", 90.0), ("logistic-regression", None, 85.0)):
         for seed in range(4):
             run = Run(
-                key=f"{entry} {seed}",
+                key=f"{setting.name} {entry} {seed}",
                 task="probe",
-                setting="standard",
+                setting=setting.name,
                 data=setting.data,
                 data_fingerprint="d",
                 model=setting.model,
@@ -86,6 +86,14 @@ def keep_runs(store):
                 settings={"label": "label"},
             )
             Store(str(store)).save(run)
+
+
+def test_leaderboards_by_a_metric_are_those_that_have_it(papers, store):
+    keep_runs(store)
+    keep_runs(store, "label-efficiency")
+    assert [
+        line for line in papers("leaderboard", "probe", "--metric", "fewest-accuracy") if line.startswith("probe")
+    ] == [line for line in papers("leaderboard", "probe") if line.startswith("probe, label-efficiency")]
 
 
 # --- list -----------------------------------------------------------------------------------------------------------

@@ -328,10 +328,12 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
     boards = leaderboards(Store(store).runs(**chosen))
     if not boards:
         raise UserError(f"No runs of {' '.join(chosen.values())} in the store yet. `papers try {task}` makes them.")
+    if metric:  # settings measure different things: those that measure this one; the first complains if none does
+        having = [board for board in boards if any(metric == known.name for known in board.setting.metrics)]
+        boards = [rank(board.runs, board.conditions, metric) for board in having or boards[:1]]
     for board in boards:
-        ranked = rank(board.runs, board.conditions, metric) if metric else board
-        terminal.show(terminal.describe(ranked), style="bold")
-        terminal.show(terminal.show_leaderboard(ranked))
+        terminal.show(terminal.describe(board), style="bold")
+        terminal.show(terminal.show_leaderboard(board))
         terminal.show("")
 
 
@@ -339,13 +341,13 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
 @click.argument("slugs", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every paper that takes part in a task.")
 @click.option("--data", help="Measure on this data set instead of the ones that the cards name.")
-@click.option("--markdown", is_flag=True, help="Print a Markdown table with date and hardware.")
+@click.option("--markdown", is_flag=True, help="Print Markdown tables with date and hardware.")
 @_run_options
 def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdown: bool, **options: Any) -> None:
     """Measure the claims of papers. Runs what is missing, then prints reported beside measured."""
     from workingpapers import terminal
     from workingpapers.papers.catalogue import load_catalogue, paper
-    from workingpapers.runs.reproduce import markdown_table
+    from workingpapers.runs.reproduce import markdown as as_markdown
     from workingpapers.runs.reproduce import reproduce as run
 
     if everything == bool(slugs):
@@ -354,7 +356,7 @@ def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdo
     with _Live() as live:
         found = run(cards, data=data, only_entered=everything, listen=live.update, **options)
     if markdown:
-        click.echo(markdown_table(found))
+        click.echo(as_markdown(found))
         return
     for card, findings in found:
         terminal.show(terminal.show_findings(findings, card.slug))

@@ -16,7 +16,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from workingpapers.data.types import Info
     from workingpapers.papers.card import Card, Claim
-    from workingpapers.runs.claims import Finding, Standing
+    from workingpapers.runs.claims import Finding
     from workingpapers.runs.execute import Progress
     from workingpapers.runs.leaderboard import Estimate, Leaderboard, Row
     from workingpapers.tasks.protocol import Metric
@@ -238,20 +238,21 @@ def reported(claim: Claim) -> str:
 
 
 def measured(finding: Finding) -> Text:
-    """Return what was measured for a claim, or why nothing was."""
-    standing: Standing = finding.standing
-    text = Text(standing, style=STANDING_STYLE.get(standing, "dim"))
+    """Return what became of a claim and what was measured for it, or why nothing was."""
+    text = Text(finding.standing, style=STANDING_STYLE.get(finding.standing, "dim"))
+    reason = evidence(finding)
+    return text.append(f": {reason}", style="none") if reason else text
+
+
+def evidence(finding: Finding) -> str:
+    """Return what was measured for a claim, or why nothing was, or the command that measures it."""
     metric = finding.metric
     if metric and finding.difference and finding.entry and finding.versus and finding.board:
         values = f"{metric.name} {interval(finding.entry, metric)} against {interval(finding.versus, metric)}"
         difference = interval(finding.difference, metric, signed=True)
         where = f"{finding.board.conditions.data}, {finding.board.conditions.budget} budget"
-        return text.append(f": {values}, difference {difference} ({finding.verdict}; {where})", style="none")
-    if finding.claim.untestable:
-        return text.append(f": {finding.claim.untestable}", style="none")
-    if finding.command:
-        return text.append(f": {finding.command}", style="none")
-    return text
+        return f"{values}, difference {difference} ({finding.verdict}; {where})"
+    return finding.claim.untestable or finding.command
 
 
 def show_infos(infos: Iterable[Info]) -> RenderableType:

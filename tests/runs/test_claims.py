@@ -10,7 +10,7 @@ from workingpapers.errors import UserError
 from workingpapers.papers.card import Card, Check, Claim
 from workingpapers.runs import claims, leaderboard, reproduce
 from workingpapers.runs.claims import command_for, findings, status
-from workingpapers.runs.reproduce import markdown_table
+from workingpapers.runs.reproduce import markdown
 from workingpapers.runs.reproduce import reproduce as run_claims
 from workingpapers.runs.store import Run, Store
 from workingpapers.tasks.protocol import Task
@@ -255,7 +255,8 @@ def test_reproducing_runs_what_is_missing_and_no_more(tmp_path):
     run_claims([paper], store=store, seeds=3)
     assert store.runs() == before
     assert run_claims([card(None)], store=store, only_entered=True) == []
-    table = markdown_table([(paper, found)])
-    assert table.count("\n| ") == 4
-    assert "| `moment-probing` | It is better. |" in table
-    assert "up to 3 seeds" in table
+    text = markdown([(paper, found)])
+    assert text.count("\n| It ") == 4
+    assert text.startswith(f"### {paper.title} (`moment-probing`)\n")
+    assert text.count("| **reproduced** |") == 2
+    assert f"\n{max(run.finished for run in before):.10}, up to 3 seeds" in text

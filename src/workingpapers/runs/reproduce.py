@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from workingpapers.papers.card import Card
@@ -60,22 +59,25 @@ def _needs(card: Card, data: str | None) -> Iterable[tuple[str, str, str, list[s
         yield check.task, check.setting, data or check.data or setting.data, [check.entry, *others]
 
 
-def markdown_table(found: Sequence[tuple[Card, list[Finding]]]) -> str:
-    """Return the findings as a Markdown table, followed by date, hardware and versions of the runs."""
-    from workingpapers.terminal import measured, reported
+def markdown(found: Sequence[tuple[Card, list[Finding]]]) -> str:
+    """Return the findings in Markdown: a table for each paper, then date, hardware and versions of the runs."""
+    from workingpapers.terminal import evidence, reported
 
-    lines = ["| paper | claim | reported | measured here |", "|---|---|---|---|"]
+    lines = []
     for card, items in found:
+        lines += [f"### {card.title} (`{card.slug}`)\n", "| claim | reported | measured here | |", "|---|---|---|---|"]
         for finding in items:
-            cells = [f"`{card.slug}`", finding.claim.text, reported(finding.claim), measured(finding).plain]
+            cells = [finding.claim.text, reported(finding.claim), evidence(finding), f"**{finding.standing}**"]
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
+        lines.append("")
     runs = [run for _, items in found for finding in items if finding.board for run in finding.board.runs]
     if runs:
-        hardware, versions = runs[-1].hardware, runs[-1].versions
+        last = max(runs, key=lambda run: run.finished)
+        hardware = last.hardware
         machine = f"{hardware.get('processor')}, {hardware.get('cores')} cores, {hardware.get('memory_gb')} GiB"
         if hardware.get("gpu"):
             machine += f", {hardware['gpu']}"
-        libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+        libraries = ", ".join(f"{name} {version}" for name, version in last.versions.items())
         seeds = len({run.seed for run in runs})
-        lines.append(f"\n{datetime.now(UTC):%Y-%m-%d}, up to {seeds} seeds, {machine}; {libraries}.")
+        lines.append(f"{last.finished:.10}, up to {seeds} seeds, {machine}; {libraries}.")
     return "\n".join(lines)
