@@ -81,7 +81,7 @@ def hip_attention(given: Given, context: Context) -> Reader:
     def sized(window: int) -> HiPAttention:
         # Published as 512 found keys, 128 last and 16 first ones, and blocks of 32 queries for longer texts.
         blocks = min(32, max(1, given.length // BLOCKS))
-        return HiPAttention(top_k=4 * window, window=window, sinks=window // 8, block_q=blocks)
+        return HiPAttention(top_k=4 * window, window=window, sinks=max(1, window // 8), block_q=blocks)
 
     hip = sized(largest(lambda size: sized(size).score_entries(given.length), given))
     # The authors leave the first layers dense; here every layer has to do with the same share.
@@ -96,6 +96,16 @@ def minference(given: Given, context: Context) -> Reader:
     from workingpapers.tasks.long_context.patterns import searched
 
     choice, entries = searched(given)
+    return Reader(apply(given.model, choice), entries)
+
+
+@task.entry("equal-budget", "passkey", paper="minference")
+def minference_as_run(given: Given, context: Context) -> Reader:
+    """The same search; heads of other shapes run with columns and diagonals too, as in the authors' code."""
+    from workingpapers.methods.attention.minference import apply
+    from workingpapers.tasks.long_context.patterns import searched
+
+    choice, entries = searched(given, as_run=True)
     return Reader(apply(given.model, choice), entries)
 
 

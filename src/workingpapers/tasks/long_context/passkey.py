@@ -63,17 +63,19 @@ def load(conditions: Conditions, seed: int, length: int, count: int, share: floa
     train, held = parts(text.whole, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rng = np.random.default_rng([seed, 6])
-    pieces = encoded(found, held, count * length, f"The held-back part of {text.name}").view(count, length)
-    prompts = []
-    for i, piece in enumerate(pieces):
-        key, depth = str(rng.integers(10_000, 100_000)), DEPTHS[i % len(DEPTHS)]
+
+    def hide(piece: Tensor, depth: float) -> Prompt:
+        key = str(rng.integers(10_000, 100_000))
         needle, question = (torch.tensor(found.encode(s.format(key=key))) for s in (NEEDLE, QUESTION))
         hay = piece[: length - len(needle) - len(question)]
         place = round(depth * len(hay))
-        tokens = torch.cat([hay[:place], needle, hay[place:], question])
-        prompts.append(Prompt(tokens.to(device), key, depth))
-    tokens = encoded(found, train, length, f"The training part of {text.name}").to(device)
-    given = Given(found.model.to(device), tokens, length, limit, share, seed)
+        return Prompt(torch.cat([hay[:place], needle, hay[place:], question]).to(device), key, depth)
+
+    pieces = encoded(found, held, count * length, f"The held-back part of {text.name}").view(count, length)
+    prompts = [hide(piece, DEPTHS[i % len(DEPTHS)]) for i, piece in enumerate(pieces)]
+    # What entries may look at before is of the same kind: MInference was published with a search on such a prompt.
+    seen = hide(encoded(found, train, length, f"The training part of {text.name}"), 0.5)
+    given = Given(found.model.to(device), seen.tokens, length, limit, share, seed)
     return Hidden(given, prompts, lambda ids: str(found.tokenizer.decode(ids)))
 
 

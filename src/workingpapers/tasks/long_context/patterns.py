@@ -6,8 +6,8 @@ really cost is measured on training text.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.tasks.long_context.material import Given, causal_scores, largest
@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workingpapers.methods.attention.minference import MInference
-    from workingpapers.methods.attention.minference_patterns import Pattern
+    from workingpapers.methods.attention.minference_patterns import Pattern, VerticalSlash
 
 BLOCKS = 64  # blocks of a text: published as 64 tokens a block, for texts of tens of thousands
 LOOKS = 64  # the part of the queries, the last ones, by which lines are found: published as 64 queries of such texts
 LINES = ((30, 800), (100, 750), (500, 700), (3500, 100))  # columns and diagonals, as published
 FIRST_AND_LAST = (100, 800)
+RUN_AS = {
+    "AShape": (100, 800),
+    "BlockSparse": (1000, 6096),
+}  # columns and diagonals that the authors' code runs instead
 
 
 def block_size(given: Given) -> int:
@@ -31,44 +35,60 @@ def block_size(given: Given) -> int:
 
 def candidates(given: Given) -> list[Pattern]:
     """Return the shapes to choose from, the A-shape first; each costs about the share of the setting."""
+    from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse
+
+    size = block_size(given)
+    a_shape = largest(lambda n: a_shape_cost(AShape(*_part(n, FIRST_AND_LAST)), given.length, size), given)
+    blocks = largest(lambda n: _blocks_cost(min(n, BLOCKS + 1), given.length, size), given)
+    return [
+        AShape(*_part(a_shape, FIRST_AND_LAST)),
+        *(vertical_slash(given, numbers) for numbers in LINES),
+        BlockSparse(min(blocks, BLOCKS + 1)),
+    ]
+
+
+def vertical_slash(given: Given, numbers: tuple[int, int]) -> VerticalSlash:
+    """Return columns and diagonals in the proportion of two numbers; together they cost about the share."""
+    from workingpapers.methods.attention.minference_patterns import VerticalSlash
+
+    looks = max(1, given.length // LOOKS)
+
+    def sized(size: int) -> VerticalSlash:
+        return VerticalSlash(*_part(size, numbers), last_q=looks)
+
+    return sized(largest(lambda n: _lines_cost(sized(n), given.length, block_size(given)), given))
+
+
+def _part(size: int, numbers: tuple[int, int]) -> tuple[int, int]:
+    """Scale the larger of two numbers to `size` and the other with it."""
+    first, second = (max(1, round(size * n / max(numbers))) for n in numbers)
+    return first, second
+
+
+def _lines_cost(pattern: VerticalSlash, length: int, size: int) -> float:
+    """Return how many scores evenly placed lines take, with those that find them."""
     import torch
 
-    from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash
-    from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
-
-    length, size = given.length, block_size(given)
-    looks = max(1, length // LOOKS)
+    from workingpapers.methods.attention.sparse_blocks import Lines
 
     def evenly(count: int, first: int = 0) -> Tensor:
         room = length - 1 - first
         return torch.tensor(sorted({first + i * room // max(1, count - 1) for i in range(count)}), dtype=torch.long)
 
-    def lines(pattern: VerticalSlash) -> float:
-        near = min(pattern.n_near or 1, length - 1)
-        offsets = torch.cat([torch.arange(near), evenly(pattern.n_slash - near, near)])
-        return Lines(evenly(pattern.n_vertical), offsets).entries(length, size) + looks * length
+    near = min(pattern.n_near or 1, length - 1)
+    offsets = torch.cat([torch.arange(near), evenly(pattern.n_slash - near, near)])
+    return Lines(evenly(pattern.n_vertical), offsets).entries(length, size) + pattern.last_q * length
 
-    def blocks(pattern: BlockSparse) -> float:
-        count = -(-length // size)
-        rows = [[j if j <= i else -1 for j in range(i, i - pattern.n_blocks, -1)] for i in range(count)]
-        return Blocks(torch.tensor(rows).clamp(min=-1)).entries(length, size) + count**2
 
-    def part(size: int, numbers: tuple[int, int]) -> list[int]:
-        """Scale the larger of two numbers to `size` and the other with it."""
-        return [max(1, round(size * n / max(numbers))) for n in numbers]
+def _blocks_cost(kept: int, length: int, size: int) -> float:
+    """Return how many scores the last `kept` blocks take, with those of the blocks' means."""
+    import torch
 
-    def slash(numbers: tuple[int, int], size: int) -> VerticalSlash:
-        columns, diagonals = part(size, numbers)
-        return VerticalSlash(columns, diagonals, last_q=looks)
+    from workingpapers.methods.attention.sparse_blocks import Blocks
 
-    def fitted(make: Callable[[int], Any], cost: Callable[[Any], float]) -> Any:
-        return make(largest(lambda s: cost(make(s)), given))
-
-    return [
-        fitted(lambda s: AShape(*part(s, FIRST_AND_LAST)), lambda p: a_shape_cost(p, length, size)),
-        *(fitted(functools.partial(slash, numbers), lines) for numbers in LINES),
-        fitted(lambda s: BlockSparse(min(s, BLOCKS + 1)), blocks),
-    ]
+    count = -(-length // size)
+    rows = [[j if j <= i else -1 for j in range(i, i - kept, -1)] for i in range(count)]
+    return Blocks(torch.tensor(rows).clamp(min=-1)).entries(length, size) + count**2
 
 
 def a_shape_cost(pattern: Any, length: int, size: int) -> float:
@@ -81,17 +101,27 @@ def a_shape_cost(pattern: Any, length: int, size: int) -> float:
     return Lines(every[: pattern.n_init], every[: pattern.n_local]).entries(length, size)
 
 
-def searched(given: Given) -> tuple[MInference, Callable[[int], float]]:
+def searched(given: Given, *, as_run: bool = False) -> tuple[MInference, Callable[[int], float]]:
     """Choose the best candidate for every head, by the attention mass that it recovers on training text.
+
+    Args:
+        given: what an entry sees.
+        as_run: run heads of the other shapes with columns and diagonals too, as the authors' code does.
 
     Returns:
         The choice, and what it costs for T tokens, estimates included, in the proportions of the training text.
     """
-    from workingpapers.methods.attention.minference import search
+    from workingpapers.methods.attention.minference import measure, search
     from workingpapers.methods.attention.minference_patterns import VerticalSlash
 
-    choice, mass, share = search(given.model, given.tokens[None], candidates(given), block_size=block_size(given))
-    kept = float(share.gather(0, mass.argmax(dim=0, keepdim=True)).mean())
-    heads = [pattern for layer in choice.heads for pattern in layer]
-    estimated = sum(isinstance(pattern, VerticalSlash) for pattern in heads) / len(heads)
+    tokens = given.tokens[None]
+    choice, mass, shares = search(given.model, tokens, candidates(given), block_size=block_size(given))
+    kept = float(shares.gather(0, mass.argmax(dim=0, keepdim=True)).mean())
+    if as_run:
+        instead = {name: vertical_slash(given, numbers) for name, numbers in RUN_AS.items()}
+        heads = tuple(tuple(instead.get(type(p).__name__, p) for p in layer) for layer in choice.heads)
+        choice = replace(choice, heads=heads)
+        kept = float(measure(given.model, tokens, [choice])[1].mean())
+    every = [pattern for layer in choice.heads for pattern in layer]
+    estimated = sum(isinstance(pattern, VerticalSlash) for pattern in every) / len(every)
     return choice, lambda length: kept * causal_scores(length) + estimated * length**2 / LOOKS
