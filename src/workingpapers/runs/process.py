@@ -235,6 +235,9 @@ class RayExecutor:
         address: as `ray.init` takes it: "host:port", "ray://host:port", or "local" for a cluster on this machine. A
             program that is connected to a cluster already stays with that one.
 
+    Attributes:
+        address: at which other processes of this machine find the cluster.
+
     Raises:
         UserError: Ray is not installed, or nothing answers at the address.
     """
@@ -251,6 +254,7 @@ class RayExecutor:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, ImportError) as error:
             raise UserError(f"No Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+        self.address: str = address if "://" in address else ray.get_runtime_context().gcs_address
         # A run that fails is the runner's to record, not Ray's to repeat.
         self._remote = ray.remote(max_retries=0, num_cpus=1)(_beside_worker)
         self._waiting: set[Any] = set()

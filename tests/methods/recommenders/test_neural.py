@@ -71,6 +71,18 @@ def test_training_finds_the_chain_keeps_the_best_epoch_and_can_be_repeated():
     assert Chain(max_epochs=3).get_params()["max_epochs"] == 3
 
 
+def test_the_last_item_of_a_history_is_validated_on_and_not_trained_on():
+    seen = []
+
+    class Watched(Chain):
+        def _examples(self, log):
+            seen.extend(log.histories)
+            return super()._examples(log)
+
+    Watched(max_epochs=1, random_state=0).fit(log_of([0, 1, 2, 3], [4, 5], [6], items=7))
+    assert [history.tolist() for history in seen] == [[0, 1, 2], [4, 5], [6]]
+
+
 def test_histories_of_two_train_without_a_validation():
     model = Chain(max_epochs=2, random_state=0).fit(log_of([0, 1], [1, 2]))
     assert model.history_ == []
@@ -144,6 +156,12 @@ def test_folders_that_hold_something_else_are_named(tmp_path):
     GRU4RecRecommender(**SMALL).fit(cycles()).save(tmp_path)
     with pytest.raises(ValueError, match="GRU4RecRecommender; expected 'workingpapers recommender 1', Chain"):
         Chain.load(tmp_path)
+    for name in ("model.safetensors", "catalogue.parquet"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="are damaged"):
+            GRU4RecRecommender.load(tmp_path)
+        (tmp_path / name).write_bytes(whole)
     held = json.loads((tmp_path / "model.json").read_text()) | {"format": "another"}
     (tmp_path / "model.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match="holds 'another'"):

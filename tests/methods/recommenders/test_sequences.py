@@ -12,7 +12,9 @@ from workingpapers.methods.recommenders.sequences import (
     SequenceRecommender,
     last_of,
     leave_last_out,
+    leave_new_out,
     padded,
+    thinned,
     windows,
 )
 
@@ -89,6 +91,50 @@ def test_the_split_leaks_nothing_and_loses_nothing(given_, last):
     assert next(asked, None) is None
 
 
+@given(given_=histories, new=st.sets(st.integers(0, 9)))
+@settings(max_examples=100, deadline=None)
+def test_new_items_are_in_no_training_and_nothing_after_a_target_is(given_, new):
+    log, mask = log_of(*given_, items=10), np.isin(np.arange(10), list(new))
+    wanted = []  # by the definition: for every user the whole history before the target, and the target
+    for history in given_:
+        ends = [i for i, item in enumerate(history) if item in new and sum(x not in new for x in history[:i]) >= 2]
+        wanted.append((history[: ends[-1]], history[ends[-1]]) if ends else (history, None))
+    if all(target is None for _, target in wanted):
+        with pytest.raises(ValueError, match="no user took a new item"):
+            leave_new_out(log, mask)
+        return
+    split = leave_new_out(log, mask)
+    old = [([item for item in before if item not in new], target) for before, target in wanted]
+    assert [history.tolist() for history in split.train.histories] == [before for before, _ in old]
+    asked = zip((h.tolist() for h in split.histories), split.targets, strict=True)
+    assert list(asked) == [(before, target) for before, target in old if target is not None]
+
+
+def test_new_items_are_told_by_the_whole_catalogue():
+    with pytest.raises(ValueError, match=r"new has shape \(2,\); the catalogue has 6 items"):
+        leave_new_out(log_of([0, 1, 2], items=6), np.ones(2, bool))
+
+
+@given(given_=histories.filter(any), share=st.floats(0.05, 1), seed=st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_a_thinned_log_keeps_its_share_in_order(given_, share, seed):
+    log = log_of(*given_, items=10)
+    found, again = (thinned(log, share, np.random.default_rng(seed)) for _ in range(2))
+    total = sum(map(len, given_))
+    assert sum(map(len, found.histories)) == max(1, round(share * total))
+    for before, after, same in zip(given_, found.histories, again.histories, strict=True):
+        rest = iter(before)
+        assert all(item in rest for item in after)
+        assert after.tolist() == same.tolist()
+    assert total == sum(map(len, thinned(log, 1.0, np.random.default_rng(seed)).histories))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])
+def test_bad_shares_are_named(share):
+    with pytest.raises(ValueError, match="share is"):
+        thinned(log_of([0, 1]), share, np.random.default_rng(0))
+
+
 @given(given_=histories, length=st.integers(1, 5))
 @settings(max_examples=50, deadline=None)
 def test_every_item_but_the_first_is_a_label_once_after_what_came_before_it(given_, length):
@@ -135,6 +181,28 @@ def test_recommendations_leave_out_what_was_taken():
     assert found.tolist() == [["i2", "i5"], ["i5", "i3"]]
     assert model.places([np.array([0, 1]), np.array([5, 4])], np.array([3, 0])).tolist() == [3, 3]
     # Above 3 stand 2, 5 and 4; above 0 stand 3, 2 and 1, while 4 and 5 were taken.
+
+
+def test_places_among_some_items_are_those_of_a_catalogue_without_the_others():
+    model, kept = Next().fit(log_of([0, 1, 2], items=6)), np.array([True, False, True, True, False, True])
+    histories, targets = [np.array([0, 1]), np.array([5, 4, 2])], np.array([3, 0])
+    # Of 0, 2, 3 and 5: after 0 and 1 stands 2, then 5, then 3; 2 and 5 were taken before 0, and only 3 is above it.
+    assert model.places(histories, targets, kept).tolist() == [2, 1]
+    assert torch.equal(model.places(histories, targets, np.ones(6, bool)), model.places(histories, targets))
+    with pytest.raises(ValueError, match="a target is not among"):
+        model.places(histories, np.array([1, 0]), kept)
+    assert model.places([], np.zeros(0, np.int64)).shape == (0,)
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    class Broken(Next):
+        def _scores(self, histories):
+            return super()._scores(histories) * torch.nan
+
+    model = Broken().fit(log_of([0, 1, 2], items=6))
+    for ask in (model.score, model.recommend, lambda h: model.places(h, np.array([1]))):
+        with pytest.raises(ValueError, match="Broken gives scores that are NaN"):
+            ask([np.array([0])])
 
 
 @pytest.mark.parametrize(

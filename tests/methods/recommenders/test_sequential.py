@@ -11,6 +11,7 @@ from workingpapers.methods.recommenders.sequences import Log, padded
 from workingpapers.methods.recommenders.sequential import (
     ALSRecommender,
     CausalTransformer,
+    ContentRecommender,
     GRU4RecRecommender,
     GRUBody,
     ItemKNNRecommender,
@@ -54,6 +55,40 @@ def test_item_knn_equals_its_definition(neighbours, shrink):
             row[row < sorted(row)[-neighbours]] = 0
     scores = ItemKNNRecommender(neighbours=neighbours, shrink=shrink).fit(log).score([history])
     np.testing.assert_allclose(scores[0], similarity[:, 2] + similarity[:, 5], atol=1e-6)  # float32
+
+
+def test_neighbours_do_not_depend_on_the_blocks(monkeypatch):
+    log, histories = random_log(items=9), [np.array([i]) for i in range(9)]
+    whole = ItemKNNRecommender(neighbours=4).fit(log).score(histories)
+    monkeypatch.setattr("workingpapers.methods.recommenders.sequential.BLOCK", 2)
+    assert torch.equal(ItemKNNRecommender(neighbours=4).fit(log).score(histories), whole)
+
+
+def test_content_equals_its_definition():
+    log, features = random_log(items=4), np.array([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0], [0.0, 0.5]])
+    scores = ContentRecommender(item_features=features).fit(log).score([np.array([0, 3, 0]), np.array([2])])
+    half = np.sqrt(0.5)  # cosine of 45 degrees
+    np.testing.assert_allclose(scores, [[1, 2 * half, 0, 1], [0, 0, 0, 0]], atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("features", [np.zeros((3, 2)), np.zeros(4), np.full((4, 1), np.nan)])
+def test_bad_content_is_named(features):
+    with pytest.raises(ValueError, match=r"must be finite and \(4, D\)"):
+        ContentRecommender(item_features=features).fit(random_log(items=4))
+
+
+@pytest.mark.parametrize("kind", [PopularityRecommender, ItemKNNRecommender, SASRecRecommender, GRU4RecRecommender])
+def test_people_with_nothing_or_one_item_and_long_histories(kind):
+    """Nobody's history is too short to be in the log, nor too long to be asked for."""
+    rng = np.random.default_rng(0)
+    histories = [np.zeros(0, np.int64), np.array([3]), *(rng.integers(9, size=n) for n in (2, 3, 40))]
+    log = Log(np.arange(9).astype(object), np.arange(5).astype(object), histories)
+    neural = kind in (SASRecRecommender, GRU4RecRecommender)
+    model = kind(**({"dim": 8, "max_len": 6, "max_epochs": 1, "random_state": 0} if neural else {})).fit(log)
+    long = histories[-1]
+    assert torch.isfinite(model.score([np.array([3]), long])).all()
+    if neural:  # what lies before the latest six is not read
+        torch.testing.assert_close(model.score([long]), model.score([long[-6:]]))
 
 
 def test_the_matrix_holds_ones():

@@ -7,11 +7,12 @@ from clicks import KINDS, Logistic, impressions, numeric, train_share
 from sklearn.linear_model import LogisticRegression
 
 from workingpapers.methods.attention.sequences import run_processes
+from workingpapers.methods.recommenders import training
 from workingpapers.methods.recommenders.baselines import FM, MLP
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.schema import Schema
-from workingpapers.methods.recommenders.training import Plan, predict, train
+from workingpapers.methods.recommenders.training import Plan, predict, shuffled, train
 from workingpapers.methods.tables.common import FullTable
 
 
@@ -52,6 +53,21 @@ def test_sparse_gradients_train_too():
     assert min(scores) > 0.7
     # Every value occurs in nearly every batch here, so lazy and plain Adam do nearly the same.
     assert abs(scores[0] - scores[1]) < 0.02
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 4), (30, 7), (40, 7), (41, 7), (1003, 7), (1003, 64)])
+def test_shuffling_gives_each_row_once_and_mixes_blocks(rows, size, monkeypatch):
+    monkeypatch.setattr(training, "BLOCK", 10)
+    monkeypatch.setattr(training, "MIXED", 40)
+    generator = torch.Generator().manual_seed(0)
+    first, second = (list(shuffled(rows, size, generator)) for _ in range(2))
+    assert torch.cat(first).sort().values.tolist() == list(range(rows))
+    assert [len(batch) for batch in first[:-1]] == [size] * (len(first) - 1)
+    assert 1 <= len(first[-1]) <= size
+    if rows > 100:
+        assert not torch.equal(torch.cat(first), torch.cat(second))
+        # Forty rows that follow each other are from at most four blocks and their left-overs.
+        assert all(len(torch.cat(first)[i : i + 40].div(10, rounding_mode="floor").unique()) <= 8 for i in (0, 40, 400))
 
 
 def test_a_penalty_is_added():

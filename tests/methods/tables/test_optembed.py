@@ -210,7 +210,8 @@ def test_the_three_stages(monkeypatch):
 
     monkeypatch.setattr(optembed, "train", watch)
     monkeypatch.setattr(optembed, "search_widths", search)
-    table.train_model(model, rows, labels, PLAN, valid=valid)
+    table.search(model, rows, labels, PLAN, valid=valid, seed=0)
+    optembed.train(model, rows, labels, PLAN, valid=valid)
     (_, first), (before, second) = starts
     assert (first, second) == (True, False)
     chosen = {"embedding.table.kept", "embedding.table.widths", "embedding.table.thresholds"}
@@ -228,14 +229,14 @@ def test_the_three_stages(monkeypatch):
 @pytest.mark.parametrize("prune", ["rows", "widths"])
 def test_either_direction_alone(prune):
     model, table, data, valid = model_of(prune=prune)
-    table.train_model(model, *data, PLAN, valid=valid)
+    table.search(model, *data, PLAN, valid=valid, seed=0)
     assert table.widths.eq(4).all() == (prune == "rows")
     assert table.kept.all() == (prune == "widths")
 
 
 def test_given_widths_replace_the_search():
     model, table, data, _ = model_of(widths=[1, 2, 3])
-    table.train_model(model, *data, PLAN)
+    table.search(model, *data, PLAN, valid=None, seed=0)
     assert table.widths.tolist() == [1, 2, 3]
 
 

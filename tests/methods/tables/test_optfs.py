@@ -139,7 +139,7 @@ def searched(rewind_epoch):
 
     gate.soften = watch
     plan = Plan(learning_rate=0.03, batch_size=100)
-    start = gate.search(model, rows, y, plan, seed=3)
+    start = gate.learn(model, rows, y, plan, seed=3)
     return model, gate, start, states[1:], schedule[1:], (rows, y, plan)
 
 
@@ -167,10 +167,12 @@ def test_retraining_starts_from_the_remembered_weights_under_the_mask(restart, m
         calls.append(({name: x.clone() for name, x in model.state_dict().items()}, gate.temperature))
         return real(given, *args, **options)
 
-    search = gate.search
-    monkeypatch.setattr(gate, "search", lambda *a, **o: remembered.update(search(*a, **o)) or remembered)
+    learn = gate.learn
+    monkeypatch.setattr(gate, "learn", lambda *a, **o: remembered.update(learn(*a, **o)) or remembered)
     monkeypatch.setattr(module, "train", watch)
-    gate.train_model(model, rows, y, Plan(learning_rate=0.03, batch_size=100, max_epochs=1))
+    plan = Plan(learning_rate=0.03, batch_size=100, max_epochs=1)
+    gate.search(model, rows, y, plan, valid=None, seed=0)
+    module.train(model, rows, y, plan)
     (_, soft), (before, hard) = calls
     assert (soft, hard) == (1.0, None)
     kept = before.pop("embedding.table.kept")

@@ -2,9 +2,13 @@
 
 import gzip
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -242,6 +246,32 @@ def test_files_are_ranked_in_batches(name, tmp_path):
     assert facts.loc["a", "values"] == 4
     assert facts.loc["noise3000", "values"] == pytest.approx(X["noise3000"].nunique(), rel=0.12)  # four errors of 3 %
     assert facts["score"].is_monotonic_decreasing
+
+
+GROWTH = """
+import resource, sys
+from workingpapers.methods.tables.outrank import rank_file
+peaks = []
+for path in sys.argv[1:]:
+    assert rank_file(path, "clicked", batch_size=40_000)["feature"][0] == "signal"
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # in units of 1,024 bytes
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_a_file_of_many_batches_takes_the_memory_of_two(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, groups in (("short", 2), ("long", 40)):
+        schema = pa.schema([(c, pa.int64()) for c in ("signal", *"abcd", "clicked")])
+        with pq.ParquetWriter(tmp_path / f"{name}.parquet", schema) as file:
+            for _ in range(groups):
+                columns = rng.integers(5000, size=(6, 40_000))
+                columns[5] = rng.random(40_000) < columns[0] / 5000
+                file.write_table(pa.table(dict(zip(schema.names, columns, strict=True))))
+    paths = [str(tmp_path / f"{name}.parquet") for name in ("short", "long")]
+    run = subprocess.run([sys.executable, "-c", GROWTH, *paths], capture_output=True, text=True, check=True)
+    # As a table the long file is 77 MB; batches are 2 MB, and the allocator keeps some of what they left.
+    assert int(run.stdout) * 1024 < 25e6
 
 
 def test_files_of_one_batch_equal_the_selector(tmp_path):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from workingpapers.methods.recommenders.baselines import MLPClickClassifier
 from workingpapers.methods.recommenders.fields import FieldEmbedding
 from workingpapers.methods.recommenders.schema import Schema
+from workingpapers.methods.tables.common import served_model
 from workingpapers.methods.tables.pruned import (
     CompactTable,
     CutTable,
     PrunedTable,
-    compacted,
     narrow_dim,
     occurrences,
     redrawn,
@@ -101,7 +101,7 @@ def test_a_model_is_served_without_what_was_cut():
     options = {"table": "cut-off", "table_options": {"share": 0.3}}
     model = MLPClickClassifier(kinds=KINDS, max_epochs=2, random_state=0, **options).fit(table, y)
     small = copy.copy(model)
-    small.model_ = compacted(model.model_)
+    small.model_ = served_model(model.model_)
     assert isinstance(small.model_.embedding.table, CompactTable)
     assert isinstance(model.model_.embedding.table, CutTable)
     scores = model.predict_proba(table)[:, 1]

@@ -73,9 +73,8 @@ class InteractingLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, M, d') of fields (B, M, d)."""
-        query, key, value = (self._split(layer, x) for layer in (self.query, self.key, self.value))
-        dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
+        # Fields are few: forward and back, plain products take half the time of PyTorch's blocked attention.
+        mixed = F.dropout(self.attention(x), self.dropout, self.training) @ self._split(self.value, x)
         out = mixed.transpose(1, 2).flatten(2)
         if self.residual is not None:
             out = out + self._project(self.residual, x)

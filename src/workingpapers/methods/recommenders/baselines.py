@@ -51,12 +51,13 @@ class IPNN(nn.Module):
 
     def __init__(self, fields: int, dim: int, hidden: tuple[int, ...] = (128, 64), dropout: float = 0.0) -> None:
         super().__init__()
-        self.register_buffer("pairs", torch.triu_indices(fields, fields, 1), persistent=False)
-        self.layers = mlp(fields * dim + self.pairs.shape[1], hidden, dropout=dropout)
+        first, second = torch.triu_indices(fields, fields, 1)
+        self.register_buffer("pairs", first * fields + second, persistent=False)  # places in a flat square
+        self.layers = mlp(fields * dim + len(self.pairs), hidden, dropout=dropout)
 
     def forward(self, e: Tensor) -> Tensor:
         """Return (B,)."""
-        products = (e @ e.mT)[:, self.pairs[0], self.pairs[1]]
+        products = (e @ e.mT).flatten(1).index_select(1, self.pairs)
         found: Tensor = self.layers(torch.cat([e.flatten(1), products], dim=1)).squeeze(1)
         return found
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -20,21 +20,23 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
+from workingpapers.methods.recommenders.options import MergedOptions
 from workingpapers.methods.recommenders.schema import Rows, Schema
+from workingpapers.methods.recommenders.streaming import Labels, labelled, parquet_batches, store
 from workingpapers.methods.recommenders.training import Plan, predict, train
-from workingpapers.methods.tables.common import Table
-from workingpapers.methods.tables.pruned import PrunedTable
+from workingpapers.methods.tables.common import Table, served_model, tables_of
 
 FORMAT = "workingpapers click model 1"
 
 
-class ClickClassifier(ClassifierMixin, BaseEstimator):
+class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
     """Predicts a binary label from the columns of a table.
 
     Subclasses define `_body` (a network on embedded fields), or `_build` where a model needs more than that.
 
-    X is a pandas or Arrow table, or a 2-D array, whose columns are then numerical. Missing values are allowed
-    everywhere, infinite numbers nowhere. Columns that were not there in `fit` are ignored in `predict_proba`.
+    X is a pandas or Arrow table; a 2-D array, whose columns are then numerical; or the path of a Parquet file or of a
+    folder of them, which may be larger than memory. Missing values are allowed everywhere, infinite numbers nowhere.
+    Columns that were not there in `fit` are ignored in `predict_proba`.
 
     Args:
         kinds: column to kind, see `Schema.fit`; None infers them.
@@ -85,17 +87,6 @@ class ClickClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.device = device
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Give a subclass that passes on `**options` one signature: its own options and those that it builds on."""
-        super().__init_subclass__(**options)
-        made = [inspect.signature(vars(kind)["__init__"]) for kind in cls.__mro__[:-1] if "__init__" in vars(kind)]
-        named = {p.name: p for one in made for p in one.parameters.values() if p.kind is p.KEYWORD_ONLY}
-        cls.__signature__ = inspect.Signature(list(named.values()))
-
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted(inspect.signature(cls).parameters)
-
     linear = False  # whether the model has a first-order term
 
     def _body(self, fields: int, dim: int) -> nn.Module:
@@ -108,24 +99,56 @@ class ClickClassifier(ClassifierMixin, BaseEstimator):
         embedding = FieldEmbedding(schema, self.dim, table=self.table, table_options=options)
         return ClickModel(embedding, self._body(embedding.num_fields, self.dim), linear=self.linear)
 
-    def fit(self, X: Any, y: ArrayLike) -> Self:
+    def fit(self, X: Any, y: ArrayLike | str) -> Self:
         """Train on the rows of a table and their labels y (N,), of two kinds.
 
+        Where X is a path, y is the name of its column of labels. The file is read twice, and the encoded rows (four
+        bytes a value) lie in a temporary folder while training runs; rows to stop early by are drawn regardless of
+        their labels.
+
         Raises:
-            ValueError: labels that are missing or not of two kinds, lengths that differ, columns that cannot be read.
+            ValueError: labels that are missing or not of two kinds, lengths that differ, columns that cannot be read,
+                a file that is cut off.
         """
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if isinstance(X, (str, Path)):
+            with TemporaryDirectory(prefix="workingpapers-") as folder:
+                return self._fit_rows(*self._stored(X, y, Path(folder), seed), seed)
         table = self._table(X, y, reset=True)
         labels = column_or_1d(y, warn=True)
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
+        self._check_classes()
+        self.schema_ = Schema.fit([table], kinds=self.kinds, min_count=self.min_count)
+        rows, y01 = self.schema_.encode(table), torch.as_tensor(targets)
+        kept, held = _split(targets, self.validation, seed)
+        return self._fit_rows((rows[kept], y01[kept]), (rows[held], y01[held]), seed)
+
+    def _stored(
+        self, path: str | Path, label: Any, folder: Path, seed: int
+    ) -> tuple[tuple[Rows, Tensor], tuple[Rows, Tensor]]:
+        """Build the schema from a Parquet file, and encode it into a folder: rows to train on, and to stop by."""
+        if not isinstance(label, str):
+            raise ValueError(f"where X is a path, y is the name of the column of labels; got {type(label).__name__}")
+        _check_share(self.validation)
+        labels = Labels()
+        features = labels.passing(labelled(parquet_batches(path), label))
+        self.schema_ = Schema.fit(features, kinds=self.kinds, min_count=self.min_count)
+        self.classes_ = labels.classes()
+        self._check_classes()
+        self.n_features_in_ = len(self.schema_.fields)
+        self.feature_names_in_ = np.array([field.name for field in self.schema_.fields], dtype=object)
+        return store(path, label, folder, self.schema_, self.classes_, self.validation, seed)
+
+    def _check_classes(self) -> None:
         if len(self.classes_) != 2:
             kinds = f"{len(self.classes_)} class{'' if len(self.classes_) == 1 else 'es'}: {self.classes_[:5]}"
             raise ValueError(
                 f"Only binary classification is supported. {type(self).__name__} needs two classes; got {kinds}"
             )
-        self.schema_ = Schema.fit([table], kinds=self.kinds, min_count=self.min_count)
-        rows, y01 = self.schema_.encode(table), torch.as_tensor(targets)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _fit_rows(self, kept: tuple[Rows, Tensor], held: tuple[Rows, Tensor], seed: int) -> Self:
+        """Train on encoded rows, and stop early by others where those are of both classes."""
         plan = Plan(
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
@@ -133,28 +156,24 @@ class ClickClassifier(ClassifierMixin, BaseEstimator):
             max_epochs=self.max_epochs,
             patience=self.patience,
         )
-        kept, held = _split(targets, self.validation, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model_ = self._build(self.schema_).to(_device(self.device))
-            valid = (rows[held], y01[held]) if len(held) else None
-            self.history_ = self._train(rows[kept], y01[kept], plan, valid, seed)
+            valid = held if len(np.unique(held[1].numpy())) == 2 else None
+            self.history_ = self._train(*kept, plan, valid, seed)
         return self
 
     def _train(self, rows: Rows, labels: Tensor, plan: Plan, valid: tuple[Rows, Tensor] | None, seed: int) -> Any:
-        """Train `model_`; methods with phases of their own replace this, and tables that choose what they keep."""
-        choosing = next((module for module in self.model_.modules() if isinstance(module, PrunedTable)), None)
-        run = train if choosing is None else choosing.train_model
-        history = run(self.model_, rows, labels, plan, valid=valid, seed=seed)
-        settled = [table.settle() for table in self.model_.modules() if isinstance(table, Table)]  # each must, in turn
-        if any(settled):
-            history = train(self.model_, rows, labels, plan, valid=valid, seed=seed)
-        return history
+        """Train `model_`, once its tables have searched; methods with phases of their own replace this."""
+        for table in {type(table): table for table in tables_of(self.model_, Table)}.values():
+            table.search(self.model_, rows, labels, plan, valid=valid, seed=seed)
+        return train(self.model_, rows, labels, plan, valid=valid, seed=seed)
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
         """Return the logits (N,) of the second class."""
         check_is_fitted(self)
-        return predict(self.model_, self.schema_.encode(self._table(X, None, reset=False)))
+        tables = parquet_batches(X) if isinstance(X, (str, Path)) else [self._table(X, None, reset=False)]
+        return np.concatenate([predict(self.model_, self.schema_.encode(table)) for table in tables])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probabilities of both classes, (N, 2)."""
@@ -243,7 +262,7 @@ class ClickClassifier(ClassifierMixin, BaseEstimator):
         rows = self.schema_.encode(self._table(X, None, reset=False))
         if len(rows) < 2:
             raise ValueError(f"an export needs two or more example rows; got {len(rows)}")
-        served = _Served(self.model_.cpu(), tuple(rows.lists))
+        served = _Served(served_model(self.model_).cpu(), tuple(rows.lists))
         inputs = (rows.ids, rows.numbers, *rows.lists.values())
         shapes = tuple({0: torch.export.Dim("rows")} for _ in inputs)
         return torch.export.export(served, inputs, dynamic_shapes={"tensors": shapes})
@@ -263,13 +282,17 @@ class _Served(nn.Module):
 
 def _split(targets: NDArray[np.int64], share: float, seed: int) -> tuple[Tensor, Tensor]:
     """Return row numbers to train on and to stop by: none of the latter where a class is too small to be split."""
-    if not 0 <= share < 1:
-        raise ValueError(f"validation is {share}; it must be 0 or more and below 1")
+    _check_share(share)
     everything = np.arange(len(targets))
     if share == 0 or np.bincount(targets).min() * share < 1:
         return torch.from_numpy(everything), torch.from_numpy(everything[:0])
     kept, held = train_test_split(everything, test_size=share, stratify=targets, random_state=seed)
     return torch.from_numpy(kept), torch.from_numpy(held)
+
+
+def _check_share(share: float) -> None:
+    if not 0 <= share < 1:
+        raise ValueError(f"validation is {share}; it must be 0 or more and below 1")
 
 
 def _device(name: str | None) -> torch.device:

@@ -19,7 +19,7 @@ baselines (BARS) find no gain over IPNN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from workingpapers.methods.recommenders.baselines import FM, IPNN, MLP, DeepClas
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
+G = TypeVar("G", bound=nn.Module)
 HEADS = ("ipnn", "mlp", "fm")
 
 
@@ -75,9 +76,11 @@ class FeatureGenerator(nn.Module):
         for maps in channels:
             layers: list[nn.Module] = [nn.Conv2d(before, maps, (kernel, 1), padding=(kernel // 2, 0))]
             layers += [nn.BatchNorm2d(maps)] if batch_norm else []
-            # ceil_mode keeps the last fields of an uneven height; what it pads never wins a maximum.
-            layers += [nn.Tanh(), nn.MaxPool2d((pool, 1), ceil_mode=True)]
-            self.convolutions.append(nn.Sequential(*layers))
+            # ceil_mode keeps the last fields of an uneven height; what it pads never wins a maximum. The maximum of
+            # tanh is tanh of the maximum, which has fewer values.
+            layers += [nn.MaxPool2d((pool, 1), ceil_mode=True), nn.Tanh()]
+            # With channels last, convolution and maximum take two thirds of the time on a CPU.
+            self.convolutions.append(nn.Sequential(*layers).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
             height, before = -(-height // pool), maps
             self.recombinations.append(nn.Linear(maps * height * dim, height * new_maps * dim))
             self.num_generated += height * new_maps
@@ -111,6 +114,26 @@ class DenseGenerator(nn.Module):
         """Return new features (B, num_generated, d) of embedded fields (B, F, d)."""
         found: Tensor = self.layers(e.flatten(1)).view(e.shape[0], -1, self.dim)
         return found
+
+
+class MeanFM(FM):
+    """A factorisation machine whose sum over pairs is divided by the number of fields.
+
+    Generated features are as large as tanh allows, a hundred times what embedded fields start with, and nothing weighs
+    their products: as a plain sum they make logits of hundreds, and training overfits within an epoch.
+    """
+
+    def forward(self, e: Tensor) -> Tensor:
+        """Return (B,)."""
+        return super().forward(e) / e.shape[1]
+
+
+def _started_small(generator: G, *layers: nn.Module) -> G:
+    """Let features start small as embedded fields do, by the layers that make them."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            parameter.data.mul_(0.05)
+    return generator
 
 
 class FGCNN(ClickModel):
@@ -155,7 +178,8 @@ class FGCNNClassifier(DeepClassifier):
 
     Args:
         channels, kernel, pool, new_maps, batch_norm: see `FeatureGenerator`.
-        head: the model on top, "ipnn" as in the paper, "mlp", or "fm", which has a first-order term as well.
+        head: the model on top, "ipnn" as in the paper, "mlp", or "fm" (`MeanFM`), which has a first-order
+            term as well.
         shared_table: whether the generator sees the same embedding as the model on top, which halves the tables.
         dense_generator: whether a dense network of the same size makes the features instead.
         options: see `DeepClassifier`.
@@ -205,12 +229,15 @@ class FGCNNClassifier(DeepClassifier):
             new_maps=self.new_maps,
             batch_norm=self.batch_norm,
         )
-        return DenseGenerator(fields, self.dim, made) if self.dense_generator else made
+        if self.dense_generator:
+            dense = DenseGenerator(fields, self.dim, made)
+            return _started_small(dense, dense.layers[2]) if self.head == "fm" else dense
+        return _started_small(made, *made.recombinations) if self.head == "fm" else made
 
     def _head(self, features: int) -> nn.Module:
         if self.head not in HEADS:
             raise unknown_name("head", self.head, HEADS)
         if self.head == "fm":
-            return FM()
+            return MeanFM()
         kind = {"ipnn": IPNN, "mlp": MLP}[self.head]
         return kind(features, self.dim, tuple(self.hidden), self.dropout)

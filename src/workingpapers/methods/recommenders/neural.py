@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from pathlib import Path
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pyarrow import ArrowInvalid
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.metrics import ndcg_at
+from workingpapers.methods.recommenders.options import MergedOptions
 from workingpapers.methods.recommenders.sequences import (
     Histories,
     Log,
@@ -42,7 +44,7 @@ class Sequential(Protocol):
         """Return the scores of all items after each history, (B, V)."""
 
 
-class NeuralRecommender(SequenceRecommender):
+class NeuralRecommender(MergedOptions, SequenceRecommender):
     """A recommender whose network is trained by AdamW; subclasses define `_build`.
 
     The last item of every training history with three or more is held out; the epoch with the best NDCG@10 on these
@@ -66,17 +68,6 @@ class NeuralRecommender(SequenceRecommender):
     """
 
     clip = 5.0  # norm to which gradients are cut
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Give a subclass that passes on `**options` one signature: its own options and those that it builds on."""
-        super().__init_subclass__(**options)
-        made = [inspect.signature(vars(kind)["__init__"]) for kind in cls.__mro__[:-1] if "__init__" in vars(kind)]
-        named = {p.name: p for one in made for p in one.parameters.values() if p.kind is p.KEYWORD_ONLY}
-        cls.__signature__ = inspect.Signature(list(named.values()))
-
-    @classmethod
-    def _get_param_names(cls) -> list[str]:
-        return sorted(inspect.signature(cls).parameters)
 
     def __init__(
         self,
@@ -208,11 +199,14 @@ class NeuralRecommender(SequenceRecommender):
             raise ValueError(f"{folder} holds no recommender: {error!r}") from error
         if held.get("format") != FORMAT or kind != cls.__name__:
             raise ValueError(f"{folder} holds {held.get('format')!r}, {kind}; expected {FORMAT!r}, {cls.__name__}")
-        tensors = load_file(str(place / "model.safetensors"))
+        try:
+            tensors = load_file(str(place / "model.safetensors"))
+            catalogue = pd.read_parquet(place / "catalogue.parquet")
+        except (SafetensorError, ArrowInvalid) as error:
+            raise ValueError(f"the files in {folder} are damaged: {error}") from error
         for name in [name for name in tensors if name.startswith(OPTION)]:
             options[name.removeprefix(OPTION)] = tensors.pop(name).numpy()
         self = cls(**options)
-        catalogue = pd.read_parquet(place / "catalogue.parquet")
         self.items_ = np.array(catalogue.pop(LABEL).tolist(), object)
         self.features_ = catalogue if len(catalogue.columns) else None
         nobody: NDArray[np.object_] = np.zeros(0, object)

@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -136,27 +137,13 @@ class Schema:
             ValueError: no rows; columns that repeat, are not named by text, or change between batches; kinds that do
                 not fit; infinite numbers; dates.
         """
-        counting: dict[str, _Column] = {}
+        counts: Counts | None = None
         for batch in batches:
-            check_columns(batch)
-            if not counting:
-                counting = _columns(batch, dict(kinds or {}))
-            if list(batch.columns) != list(counting):
-                raise ValueError(f"the columns change between batches: {list(counting)}, then {list(batch.columns)}")
-            for name, column in counting.items():
-                column.count(batch[name])
-        if not any(column.rows for column in counting.values()):
+            counts = counts or Counts(batch, kinds)
+            counts.add(batch)
+        if counts is None:
             raise ValueError("the table holds no rows")
-        sharing: dict[str, Counter[str]] = {}
-        for column in counting.values():
-            if column.shares is not None:
-                sharing.setdefault(column.shares, Counter()).update(column.counts)
-        return cls(
-            tuple(
-                column.field(column.counts + sharing.get(name, Counter()), min_count, max_values, length)
-                for name, column in counting.items()
-            )
-        )
+        return cls(counts.fields(min_count, max_values, length))
 
     def encode(self, table: pd.DataFrame) -> Rows:
         """Return the rows of a table that has the schema's columns; others are ignored.
@@ -177,12 +164,14 @@ class Schema:
             {f.name: torch.from_numpy(self._lists(f, table[f.name])) for f in self.of_kind("multi", "sequence")},
         )
 
-    def _vocabulary(self, field: Field) -> pd.Index:
-        return pd.Index(self.field(field.shares).values if field.shares else field.values, dtype=object)
+    @cached_property
+    def _vocabularies(self) -> dict[str, pd.Index]:
+        """By name of a field, its values; kept, since an index that is asked again answers faster."""
+        return {field.name: pd.Index(field.values, dtype=object) for field in self.fields}
 
     def _ids(self, field: Field, column: pd.Series) -> NDArray[np.int32]:
         codes, distinct = pd.factorize(column)
-        found = self._vocabulary(field).get_indexer(pd.Index(as_text(distinct), dtype=object))
+        found = self._vocabularies[field.shares or field.name].get_indexer(pd.Index(as_text(distinct), dtype=object))
         ids = np.append(np.where(found < 0, UNKNOWN, found + FIRST), MISSING)  # code -1 is a missing value
         return ids[codes].astype(np.int32)
 
@@ -215,6 +204,56 @@ class Schema:
             raise ValueError(f"this is no schema: {error}") from error
 
 
+class Counts:
+    """What one pass finds out about the columns of a table; parts that were counted apart can be added together.
+
+    Args:
+        batch: some rows, by which columns are known; they are not counted.
+        kinds: see `Schema.fit`.
+
+    Raises:
+        ValueError: see `Schema.fit`.
+    """
+
+    def __init__(self, batch: pd.DataFrame, kinds: Mapping[str, str] | None) -> None:
+        check_columns(batch)
+        self._columns = _columns(batch, dict(kinds or {}))
+
+    def add(self, batch: pd.DataFrame) -> None:
+        """Count the rows of a batch.
+
+        Raises:
+            ValueError: other columns, or what does not fit their kinds.
+        """
+        check_columns(batch)
+        if list(batch.columns) != list(self._columns):
+            raise ValueError(f"the columns change between batches: {list(self._columns)}, then {list(batch.columns)}")
+        for name, column in self._columns.items():
+            column.count(batch[name])
+
+    def merge(self, other: Counts) -> None:
+        """Add what was counted of other rows of the same table."""
+        for name, column in self._columns.items():
+            column.merge(other._columns[name])
+
+    def fields(self, min_count: int, max_values: int, length: int) -> tuple[Field, ...]:
+        """Return the fields; see `Schema.fit`.
+
+        Raises:
+            ValueError: no rows were counted.
+        """
+        if not any(column.rows for column in self._columns.values()):
+            raise ValueError("the table holds no rows")
+        sharing: dict[str, Counter[str]] = {}
+        for column in self._columns.values():
+            if column.shares is not None:
+                sharing.setdefault(column.shares, Counter()).update(column.counts)
+        return tuple(
+            column.field(column.counts + sharing.get(name, Counter()), min_count, max_values, length)
+            for name, column in self._columns.items()
+        )
+
+
 class _Column:
     """What one pass finds out about a column."""
 
@@ -226,25 +265,34 @@ class _Column:
     def count(self, column: pd.Series) -> None:
         self.rows += len(column)
         if self.kind == "numerical":
-            self._add(as_numbers(column))
+            numbers = as_numbers(column)
+            numbers = numbers[~np.isnan(numbers)]
+            if len(numbers):
+                self._add(len(numbers), numbers.mean(), ((numbers - numbers.mean()) ** 2).sum())
             return
         values = column
         if self.kind in ("multi", "sequence"):
             lengths, values = flattened(column)
             self.longest = max(self.longest, int(lengths.max(initial=0)))
         codes, distinct = pd.factorize(values)
-        self.counts.update(dict(zip(as_text(distinct), np.bincount(codes[codes >= 0]).tolist(), strict=True)))
+        self._update(dict(zip(as_text(distinct), np.bincount(codes[codes >= 0]).tolist(), strict=True)))
+
+    def merge(self, other: _Column) -> None:
+        self.rows, self.longest = self.rows + other.rows, max(self.longest, other.longest)
+        self._update(other.counts)
+        if other.known:
+            self._add(other.known, other.mean, other.squares)
+
+    def _update(self, counts: Mapping[str, int]) -> None:
+        self.counts.update(counts)
         if len(self.counts) > MOST_COUNTED:
             self.counts = Counter({value: n for value, n in self.counts.items() if n > 1})
 
-    def _add(self, numbers: NDArray[np.float64]) -> None:
-        """Merge a batch's mean and sum of squared deviations into the column's (Chan et al., 1979)."""
-        numbers = numbers[~np.isnan(numbers)]
-        if not len(numbers):
-            return
-        total, step = self.known + len(numbers), numbers.mean() - self.mean
-        self.squares += ((numbers - numbers.mean()) ** 2).sum() + step**2 * self.known * len(numbers) / total
-        self.mean += step * len(numbers) / total
+    def _add(self, known: int, mean: float, squares: float) -> None:
+        """Merge a part's mean and sum of squared deviations into the column's (Chan et al., 1979)."""
+        total, step = self.known + known, mean - self.mean
+        self.squares += squares + step**2 * self.known * known / total
+        self.mean += step * known / total
         self.known = total
 
     def field(self, counts: Counter[str], min_count: int, max_values: int, length: int) -> Field:

@@ -155,6 +155,52 @@ def leave_last_out(log: Log, last: int = 1) -> Split:
     return Split(replace(log, histories=train), histories, np.concatenate([log.histories[i][-last:] for i in held]))
 
 
+def leave_new_out(log: Log, new: NDArray[np.bool_]) -> Split:
+    """Hold back items from everybody, as if they had come after the training.
+
+    Of a user who took such items the last one with two others before it is the target; it is predicted from the others
+    before it, and nothing later is trained on. All other users keep what they took of the other items, maybe nothing.
+
+    Args:
+        log: of everything.
+        new: (V,) which items are held back.
+
+    Raises:
+        ValueError: `new` of another length, or no user with a target.
+    """
+    if np.shape(new) != (len(log.items),):
+        raise ValueError(f"new has shape {np.shape(new)}; the catalogue has {len(log.items)} items")
+    train, histories, targets = [], [], []
+    for history in log.histories:
+        held = new[history]
+        possible = np.flatnonzero(held & (np.cumsum(~held) >= 2))
+        if len(possible):
+            end = int(possible[-1])
+            histories.append(history[:end][~held[:end]])
+            targets.append(history[end])
+            train.append(histories[-1])
+        else:
+            train.append(history[~held])
+    if not targets:
+        raise ValueError("no user took a new item after two others")
+    return Split(replace(log, histories=train), histories, np.array(targets, np.int64))
+
+
+def thinned(log: Log, share: float, rng: np.random.Generator) -> Log:
+    """Return a log with a share of its interactions, drawn evenly; users may keep nothing.
+
+    Raises:
+        ValueError: a share that is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
+    ends = np.cumsum([len(history) for history in log.histories])
+    kept = np.zeros(ends[-1], bool)
+    kept[rng.permutation(ends[-1])[: max(1, round(share * ends[-1]))]] = True
+    parts = np.split(kept, ends[:-1])
+    return replace(log, histories=[history[part] for history, part in zip(log.histories, parts, strict=True)])
+
+
 def padded(histories: Histories, length: int, fill: int = 0) -> Tensor:
     """Return the last `length` items of histories as ids (B, L), padded on the right; L is at most `length`.
 
@@ -216,7 +262,8 @@ class SequenceRecommender(BaseEstimator):
             histories: B arrays of positions, the latest last (`Log.positions` makes them of labels).
 
         Raises:
-            ValueError: an empty history, or one that holds other things than positions of the catalogue.
+            ValueError: an empty history, or one that holds other things than positions of the catalogue; scores that
+                are not finite.
         """
         check_is_fitted(self, "items_")
         for row, history in enumerate(histories):
@@ -231,7 +278,10 @@ class SequenceRecommender(BaseEstimator):
                 raise ValueError(f"history {row} holds positions outside 0 to {len(self.items_) - 1}")
         starts = range(0, len(histories), SCORED)
         parts = [self._scores(histories[start : start + SCORED]).float().cpu() for start in starts]
-        return torch.cat(parts) if parts else torch.zeros(0, len(self.items_))
+        found = torch.cat(parts) if parts else torch.zeros(0, len(self.items_))
+        if not torch.isfinite(found).all():
+            raise ValueError(f"{type(self).__name__} gives scores that are NaN or infinite")
+        return found
 
     def recommend(self, histories: Histories, k: int = 10) -> NDArray[np.object_]:
         """Return the labels of the k best items after each history, (B, k), none of which is in it.
@@ -247,14 +297,24 @@ class SequenceRecommender(BaseEstimator):
             scores[row, torch.from_numpy(np.asarray(history))] = -torch.inf
         return self.items_[scores.topk(k).indices.numpy()]
 
-    def places(self, histories: Histories, targets: NDArray[np.int64]) -> Tensor:
-        """Return at which place (0 is first) each target (B,) stands among all items but those of its history."""
-        found = [
-            ranks(
-                self.score(histories[i : i + SCORED]),
-                torch.from_numpy(targets[i : i + SCORED]),
-                padded(histories[i : i + SCORED], max(map(len, histories)), fill=-1),
-            )
-            for i in range(0, len(histories), SCORED)
-        ]
+    def places(
+        self, histories: Histories, targets: NDArray[np.int64], among: NDArray[np.bool_] | None = None
+    ) -> Tensor:
+        """Return at which place (0 is first) each target (B,) stands among all items but those of its history.
+
+        Args:
+            histories: as `score` takes them.
+            targets: what came next.
+            among: (V,) the items to rank, the targets among them; all if None.
+        """
+        kept = np.ones(len(self.items_), bool) if among is None else among
+        if not kept[targets].all():
+            raise ValueError("a target is not among the items to rank")
+        place = torch.from_numpy(np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1))  # the last stands for padding
+        longest = max(map(len, histories), default=0)
+        found = []
+        for i in range(0, len(histories), SCORED):
+            part = histories[i : i + SCORED]
+            scores = self.score(part)[:, torch.from_numpy(kept)]
+            found.append(ranks(scores, place[targets[i : i + SCORED]], place[padded(part, longest, fill=-1)]))
         return torch.cat(found) if found else torch.zeros(0)

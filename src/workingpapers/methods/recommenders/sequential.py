@@ -1,4 +1,4 @@
-"""The usual recommenders of the next item: popularity, item neighbours, ALS, SASRec and GRU4Rec.
+"""The usual recommenders of the next item: popularity, neighbours by use or by content, ALS, SASRec and GRU4Rec.
 
 Item vectors E (V, d) are input and output of the networks: x_k = E[item k], and after a history with state z in R^d the
 score of item v is z . E_v. Both are trained by cross-entropy over the full catalogue,
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.neural import NeuralRecommender
 from workingpapers.methods.recommenders.sequences import Histories, Log, SequenceRecommender, last_of
+
+BLOCK = 1024  # items whose similarities to all others are held at a time
 
 
 class TiedSequenceModel(nn.Module):
@@ -163,17 +166,46 @@ class ItemKNNRecommender(SequenceRecommender):
         if self.neighbours < 1 or not self.shrink >= 0:
             raise ValueError(f"neighbours is {self.neighbours}, shrink {self.shrink}; need 1 or more, 0 or more")
         taken = matrix(log.histories, len(log.items))
-        together = (taken.T @ taken).toarray()
-        size = np.sqrt(np.diag(together))
-        similarity = together / np.maximum(np.outer(size, size) + self.shrink, 1e-9)
-        np.fill_diagonal(similarity, 0)
-        if self.neighbours < len(similarity):
+        size = np.sqrt(taken.sum(axis=0))
+        starts = range(0, len(size), BLOCK)
+        self.similarity_ = sparse.csr_array(sparse.vstack([self._nearest(taken, size, start) for start in starts]))
+
+    def _nearest(self, taken: sparse.csr_array, size: NDArray[np.float32], start: int) -> sparse.csr_array:
+        """Return the similarities of a block of items to all, without all but the nearest neighbours of each."""
+        together = (taken[:, start : start + BLOCK].T @ taken).toarray()
+        similarity = together / np.maximum(np.outer(size[start : start + BLOCK], size) + self.shrink, 1e-9)
+        own = np.arange(len(similarity))
+        similarity[own, start + own] = 0
+        if self.neighbours < len(size):
             lowest = np.partition(similarity, -self.neighbours, axis=1)[:, -self.neighbours, None]
             similarity[similarity < lowest] = 0
-        self.similarity_ = sparse.csr_array(similarity)
+        return sparse.csr_array(similarity)
 
     def _scores(self, histories: Histories) -> Tensor:
         return torch.from_numpy((matrix(histories, len(self.items_)) @ self.similarity_.T).toarray())
+
+
+class ContentRecommender(SequenceRecommender):
+    """Scores an item by the cosine of its features and those of each item of the history, summed.
+
+    Nothing is learned, so that items which nobody has taken yet are scored like all others.
+
+    Args:
+        item_features: (V, D) in the order of the log's catalogue; an item of zeros is like none.
+    """
+
+    def __init__(self, *, item_features: ArrayLike) -> None:
+        self.item_features = item_features
+
+    def _fit(self, log: Log) -> None:
+        given = torch.as_tensor(self.item_features, dtype=torch.float32)
+        if given.ndim != 2 or len(given) != len(log.items) or not torch.isfinite(given).all():
+            raise ValueError(f"item_features must be finite and ({len(log.items)}, D); got {tuple(given.shape)}")
+        self.vectors_ = F.normalize(given, dim=1)
+
+    def _scores(self, histories: Histories) -> Tensor:
+        sums = matrix(histories, len(self.items_)) @ self.vectors_.numpy()
+        return torch.from_numpy(sums) @ self.vectors_.T
 
 
 class ALSRecommender(SequenceRecommender):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.schema import Rows
 from workingpapers.methods.tables.common import Table
+
+BLOCK, MIXED = 65_536, 1_048_576  # rows that are read together, and that are shuffled together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,33 @@ def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     made: list[torch.optim.Optimizer] = []
     if dense or own:
         groups = [*([{"params": dense}] if dense else []), *own]
-        made.append(torch.optim.Adam(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay))
+        # Fused, a step over a table of a million ids takes a sixth of the time.
+        made.append(torch.optim.Adam(groups, lr=plan.learning_rate, weight_decay=plan.weight_decay, fused=True))
     if sparse:
         made.append(torch.optim.SparseAdam(sparse, lr=plan.learning_rate))
     return made
+
+
+def shuffled(rows: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the numbers of all rows in random order, by batch; the last may be smaller.
+
+    Of more than MIXED rows, blocks of BLOCK rows are put into random order, and as many at a time as make MIXED rows
+    are shuffled. So a batch of memory-mapped rows is read from few places. A file sorted by time or label is mixed
+    only as far as these blocks go.
+    """
+    if rows <= MIXED:
+        yield from torch.split(torch.randperm(rows, generator=generator), batch_size)
+        return
+    left = torch.zeros(0, dtype=torch.long)
+    for blocks in torch.split(torch.randperm(-(-rows // BLOCK), generator=generator), MIXED // BLOCK):
+        index = (blocks[:, None] * BLOCK + torch.arange(BLOCK)).flatten()
+        index = index[index < rows]
+        index = torch.cat([left, index[torch.randperm(len(index), generator=generator)]])
+        whole = len(index) // batch_size * batch_size
+        yield from torch.split(index[:whole], batch_size) if whole else ()
+        left = index[whole:]
+    if len(left):
+        yield left
 
 
 def train(
@@ -114,7 +139,7 @@ def train(
             before_epoch(epoch)
         prepared.train()
         total = torch.zeros((), device=accelerator.device)
-        for index in torch.split(torch.randperm(len(rows), generator=generator), plan.batch_size):
+        for index in shuffled(len(rows), plan.batch_size, generator):
             share = index[accelerator.process_index :: accelerator.num_processes]
             if not len(share):  # the last batch may be smaller than the number of processes
                 share = index[:1]

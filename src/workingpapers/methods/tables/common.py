@@ -6,24 +6,30 @@ serves all fields of a batch, and two fields never mean the same id. N = sum n_f
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from workingpapers.errors import unknown_name
 
+if TYPE_CHECKING:
+    from workingpapers.methods.recommenders.schema import Rows
+    from workingpapers.methods.recommenders.training import Plan
+
+M = TypeVar("M", bound=nn.Module)
 SPARSE_FROM = 200_000  # ids: beyond, a step of a dense optimiser over the whole table costs more than the batch itself
 
 
 class Table(nn.Module):
     """Maps global ids to vectors; the base of all tables.
 
-    Subclasses define `forward` and, where they serve from something else than they train, `served`. A table that first
-    searches (what to prune, how wide a field should be) fixes in `settle` what it found and is then trained on.
+    Subclasses define `forward`; `served` where they serve from something else than they train; and `search` where they
+    first look for something, such as what to prune.
 
     Args:
         sizes: n_f, ids of each field.
@@ -69,9 +75,13 @@ class Table(nn.Module):
     def after_step(self) -> None:
         """Do what a method does after each step of the optimiser: nothing, unless it says otherwise."""
 
-    def settle(self) -> bool:
-        """End the search of a method that searches, in place; return whether it wants to be trained once more."""
-        return False
+    def search(
+        self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, valid: tuple[Rows, Tensor] | None, seed: int
+    ) -> None:
+        """Find out what the method looks for, and leave the model as it is to be trained: nothing, unless it says so.
+
+        Where a model has several tables of a kind, one of them searches for all. Arguments as of `training.train`.
+        """
 
     def served(self) -> Table:
         """Return the table that serves the vectors of this one in eval mode: itself, or a smaller one."""
@@ -101,8 +111,22 @@ class FullTable(Table):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
-        found: Tensor = self.table(ids)
-        return found
+        if self.table.sparse:
+            found: Tensor = self.table(ids)
+            return found
+        # The same values as self.table(ids), with a faster way back.
+        return self.table.weight.index_select(0, ids.flatten()).view(*ids.shape, self.dim)
+
+
+def tables_of(model: nn.Module, kind: type[M]) -> list[M]:
+    """Return the modules of one kind in a model, in order."""
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def served_model(model: M) -> M:
+    """Return a copy of a model in which every table is the one that serves: for service and export."""
+    served = {id(table): table.served().eval() for table in tables_of(model, Table)}
+    return copy.deepcopy(model, {key: table for key, table in served.items() if id(table) != key})
 
 
 # Every table by the name that models take it by.

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from workingpapers.methods.tables.common import Table
 from workingpapers.methods.tables.compressed_parts import (
     HeadTail,
+    SettlingTable,
     batch_norm,
     floats_within,
     vectors,
@@ -72,15 +73,18 @@ class ProductQuantizedTable(Table):
 
     def _codes(self, query: Tensor, ids: Tensor) -> Tensor:
         """Return the keys (n, P) that rows (n, d) take."""
-        rows = query.detach().view(query.shape[0], self.parts, 1, self.dim // self.parts)
-        scores = -(rows - self.keys.detach()).square().sum(dim=3)
+        keys = self.keys.detach()
+        rows = query.detach().view(len(query), self.parts, keys.shape[2]).transpose(0, 1)
+        # -|q - k|^2 multiplied out: the differences of all rows and keys would be d / P times as large.
+        scores = torch.baddbmm(-keys.square().sum(2)[:, None], rows, keys.mT, alpha=2)
+        scores = (scores - rows.square().sum(2, keepdim=True)).transpose(0, 1)
         return self._allowed(batch_norm(self.norm, scores.flatten(1)).view_as(scores), ids).argmax(dim=2)
 
     def _allowed(self, scores: Tensor, ids: Tensor) -> Tensor:
         return scores
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        return self.keys[torch.arange(self.parts, device=codes.device), codes].flatten(1)
+        return _of_codes(self.keys, codes)
 
     def penalty(self) -> Tensor:
         """Return the mean squared distance of keys from the queries that took them, of all lookups of this step."""
@@ -156,11 +160,12 @@ class CodedTable(Table):
     Args:
         sizes: see `Table`.
         keys: (P, K, d / P).
-        groups: codes (n, P) and bits of each; two groups are the heads and the tails of `split`.
+        groups: codes (n, P) and bits of each, at most 24; two groups are the heads and the tails of `split`.
         split: which ids are of which group; None where there is one.
     """
 
     keys: Tensor
+    codes: Tensor
 
     def __init__(
         self,
@@ -170,28 +175,29 @@ class CodedTable(Table):
         split: HeadTail | None = None,
     ) -> None:
         super().__init__(sizes, keys.shape[0] * keys.shape[2])
+        rows = [packed(codes, bits) for codes, bits in groups]
         self.split, self.bits = split, [bits for _, bits in groups]
+        self.lengths, self.first_tail = [part.shape[1] for part in rows], rows[0].numel()
         self.register_buffer("keys", keys)
-        for g, (codes, bits) in enumerate(groups):
-            self.register_buffer(f"codes{g}", packed(codes, bits))
+        self.register_buffer("codes", torch.cat([part.flatten() for part in rows]))
         self.to(keys.device)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
-        if self.split is None:
-            codes = self._unpacked(0, ids)
-        else:
+        start, bits = ids * self.lengths[0], torch.full_like(ids, self.bits[0])
+        if self.split is not None:
             field = self.fields_of(ids)
             frequent, place = self.split(ids - self.offsets[field], field)
-            head, tail = (self._unpacked(g, torch.where(frequent == (g == 0), place, 0)) for g in (0, 1))
-            codes = torch.where(frequent[..., None], head, tail)
-        return self.keys[torch.arange(len(self.keys), device=ids.device), codes].flatten(-2)
+            start = torch.where(frequent, place * self.lengths[0], place * self.lengths[1] + self.first_tail)
+            bits = torch.where(frequent, self.bits[0], self.bits[1])
+        return _of_codes(self.keys, unpacked(self.codes, start, bits, len(self.keys), max(self.bits)))
 
-    def _unpacked(self, group: int, places: Tensor) -> Tensor:
-        rows: Tensor = self.get_buffer(f"codes{group}")
-        if not len(rows):
-            return places[..., None].expand(*places.shape, len(self.keys)) * 0
-        return unpacked(rows[places], self.bits[group], len(self.keys))
+
+def _of_codes(keys: Tensor, codes: Tensor) -> Tensor:
+    """Return the keys (P, K, d / P) that codes (*, P) mean, joined: (*, d)."""
+    parts, choices, _ = keys.shape
+    place = codes + torch.arange(parts, device=codes.device) * choices
+    return nn.functional.embedding(place, keys.flatten(0, 1)).flatten(-2)
 
 
 def packed(codes: Tensor, bits: int) -> Tensor:
@@ -202,11 +208,22 @@ def packed(codes: Tensor, bits: int) -> Tensor:
     return (ones << torch.arange(8, device=codes.device)).sum(dim=2).to(torch.uint8)
 
 
-def unpacked(rows: Tensor, bits: int, parts: int) -> Tensor:
-    """Return the codes (*, P) that `packed` put into bytes (*, b)."""
-    ones = (rows[..., None].long() >> torch.arange(8, device=rows.device)) & 1
-    ones = ones.flatten(-2)[..., : parts * bits].view(*rows.shape[:-1], parts, bits)
-    return (ones << torch.arange(bits, device=rows.device)).sum(dim=-1)
+def unpacked(held: Tensor, start: Tensor, bits: Tensor, parts: int, most: int) -> Tensor:
+    """Return the codes (*, P) of rows that `packed` made.
+
+    Args:
+        held: all rows, one after the other.
+        start: (*) where in them each row begins; bits: (*) of its codes.
+        parts: P.
+        most: the most bits of any code, at most 24.
+    """
+    width = bits[..., None]
+    first = torch.arange(parts, device=held.device) * width
+    place = start[..., None] + (first >> 3)
+    code = held[place].int()
+    for k in range(1, 1 + most // 8 + (most % 8 > 1)):  # a code may reach into the next bytes
+        code |= held[(place + k).clamp(max=len(held) - 1)].int() << (8 * k)
+    return (code >> (first & 7)) & ((1 << width) - 1)
 
 
 def _bits(name: str, count: int) -> int:
@@ -215,7 +232,7 @@ def _bits(name: str, count: int) -> int:
     return count.bit_length() - 1
 
 
-class DedupTable(Table):
+class DedupTable(SettlingTable):
     """A full table that, once trained, keeps one of the blocks of rows that nearly agree.
 
     Blocks are visited by their third quartile, the smallest first; each is compared with those of the kept ones that
@@ -249,7 +266,7 @@ class DedupTable(Table):
                 f"block is {block}, agreement {agreement}, tolerance {tolerance}; need 1 or more, (0, 1], 0 or more"
             )
         self.block = min(block, self.num_ids)
-        self.tolerance, self.agreement, self._searching = tolerance, agreement, True
+        self.tolerance, self.agreement = tolerance, agreement
         blocks = -(-self.num_ids // self.block)
         self.kept = max(1, (floats_within(ratio, self.num_ids, dim) - blocks) // (self.block * dim))
         self.table = vectors(self.num_ids, dim, init_scale)
@@ -260,19 +277,15 @@ class DedupTable(Table):
         found: Tensor = self.table(self.remap[ids // self.block] * self.block + ids % self.block)
         return found
 
-    def settle(self) -> bool:
-        """Merge blocks; return whether any were."""
-        if not self._searching:
-            return False
-        self._searching = False
+    def settle(self) -> None:
+        """Merge blocks."""
+        super().settle()
         last = self.num_ids % self.block  # a short last block agrees with nothing as a whole, and is kept
         full = len(self.remap) - (last > 0)
         rows = self.table.weight.detach()[: full * self.block].reshape(full, -1)
         target = len(self.remap) - self.kept
-        merged = _alike(rows, self.tolerance, self.agreement, target)
-        for old, new in merged.items():
+        for old, new in _alike(rows, self.tolerance, self.agreement, target).items():
             self.remap[old] = new
-        return bool(merged)
 
     @torch.no_grad()
     def served(self) -> Table:

@@ -29,11 +29,13 @@ from workingpapers.methods.tables.compressed_parts import (
     HeadTail,
     batch_norm,
     floats_within,
+    once_each,
     out_of_reach,
     vectors,
 )
 
 PRIME = 2**31 - 1  # of the hash functions; above any id, and its products fit into 64 bits
+COMPUTED = 512  # ids whose vectors are computed at a time where that changes nothing: their hashes are large
 
 
 class HashTable(Table):
@@ -133,14 +135,22 @@ class RobeTable(Table):
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
         j = torch.arange(self.dim, device=ids.device)
-        start = _hashed(self.place, ids[..., None], torch.arange(self.chunks, device=ids.device))
-        place = (start[..., j // self.length] + j % self.length) % len(self.numbers)
-        return self.numbers[place] * (1 - 2 * (_hashed(self.sign, ids[..., None], j) % 2))
+        start = _hashed(self.place, ids, torch.arange(self.chunks, device=ids.device))
+        count = len(self.numbers)
+        found = self.numbers.take(_added((start % count)[..., j // self.length], j % self.length % count, count))
+        return torch.where(_hashed(self.sign, ids, j) & 1 == 1, -found, found)
 
 
 def _hashed(coefficients: Tensor, x: Tensor, j: Tensor) -> Tensor:
+    """Return a hash of all x (*) and j (n), (*, n)."""
     a, b, c = coefficients.unbind()
-    return (a * x + b * j + c) % PRIME
+    return _added(((a * x + c) % PRIME)[..., None], b * j % PRIME, PRIME)
+
+
+def _added(x: Tensor, y: Tensor, modulus: int) -> Tensor:
+    """Return x + y modulo a number below which both are; a division for each would take most of a lookup."""
+    total = x + y
+    return torch.where(total >= modulus, total - modulus, total)
 
 
 class DeepHashTable(Table):
@@ -194,12 +204,20 @@ class DeepHashTable(Table):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
-        hashed = (ids.reshape(-1, 1) * self.slopes + self.shifts) % PRIME % self.buckets
+        if self.training or torch.compiler.is_exporting():
+            return self._computed(ids.flatten()).view(*ids.shape, self.dim)
+        return once_each(ids, self._in_parts, self.dim)
+
+    def _in_parts(self, ids: Tensor) -> Tensor:
+        return torch.cat([self._computed(part) for part in torch.split(ids, COMPUTED)])
+
+    def _computed(self, ids: Tensor) -> Tensor:
+        hashed = (ids[:, None] * self.slopes + self.shifts).remainder_(PRIME).remainder_(self.buckets)
         x = hashed.to(self.out.weight.dtype) * (2 / (self.buckets - 1)) - 1
         for linear, norm in zip(self.hidden, self.norms, strict=True):
             x = F.mish(batch_norm(norm, linear(x)))  # type: ignore[arg-type]
         found: Tensor = self.out(x)
-        return found.view(*ids.shape, self.dim)
+        return found
 
 
 class AdaptiveTable(Table):

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from workingpapers.methods.tables.common import Table
-from workingpapers.methods.tables.compressed_parts import batch_norm, by_group, floats_within, out_of_reach
+from workingpapers.methods.tables.compressed_parts import (
+    SettlingTable,
+    batch_norm,
+    by_group,
+    floats_within,
+    once_each,
+    out_of_reach,
+)
 
 
 class TensorTrainTable(Table):
@@ -69,23 +76,43 @@ class TensorTrainTable(Table):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
-        flat = ids.flatten()
-        (n1, n2, _), (d1, d2, d3), count = self.rows, self.widths, flat.shape[0]
-        rest = torch.div(flat, n1, rounding_mode="floor")
-        left = self.cores[0][flat % n1].view(count, d1, self.rank)
-        right = self.cores[2][torch.div(rest, n2, rounding_mode="floor")].view(count, self.rank, d3)
-        product = self._times_middle(left, rest % n2).view(count, d1 * d2, self.rank) @ right
-        return product.view(*ids.shape, self.dim)
+        if not torch.compiler.is_exporting():
+            return once_each(ids, self._products, self.dim)
+        rows, pairs = self.rows[0], self.rows[0] * self.rows[1]
+        first, second, third = self._matrices()
+        left = first[ids % rows] @ second[ids % pairs // rows]
+        left = left.view(*ids.shape, self.widths[0] * self.widths[1], self.rank)
+        return (left @ third[ids // pairs]).flatten(-2)
 
-    def _times_middle(self, left: Tensor, digit: Tensor) -> Tensor:
-        """Return rows (n, d1, R) times the middle cores of their digits, (n, d1, d2 R)."""
-        count, cores = left.shape[0], self.cores[1].view(self.rows[1], self.rank, -1)
-        if torch.compiler.is_exporting() or count < 4 * len(cores):
-            return left @ cores[digit]
-        # A copy of a core for each of many rows would be far larger than the table: one product for each digit.
-        order = digit.argsort()
-        parts = torch.split(left[order], torch.bincount(digit, minlength=len(cores)).tolist())
-        return torch.cat([part @ core for part, core in zip(parts, cores, strict=True)])[order.argsort()]
+    def _products(self, ids: Tensor) -> Tensor:
+        """Return the vectors of ids (n,), with one product for each digit, and for each pair of the first two once.
+
+        Copies of cores for each id would be far larger than the table.
+        """
+        rows, pairs = self.rows[0], self.rows[0] * self.rows[1]
+        first, second, third = self._matrices()
+        pair, place = torch.unique(ids % pairs, return_inverse=True)
+        left = _by_digit(first, pair % rows, pair // rows, second).view(
+            len(pair), self.widths[0] * self.widths[1], self.rank
+        )
+        last = ids // pairs
+        order = last.argsort()
+        product = _by_digit(left, place[order], last[order], third)
+        return torch.empty_like(product).index_copy(0, order, product)
+
+    def _matrices(self) -> list[Tensor]:
+        """Return the cores as matrices of each digit: (n1, d1, R), (n2, R, d2 R) and (n3, R, d3)."""
+        ends = self.rank, self.widths[1] * self.rank, self.widths[2]
+        return [core.view(len(core), -1, end) for core, end in zip(self.cores, ends, strict=True)]
+
+
+def _by_digit(rows: Tensor, index: Tensor, digit: Tensor, cores: Tensor) -> Tensor:
+    """Return rows[index] (n, a, b) times the cores (m, b, c) of their digits (n,), which are sorted: (n, a c)."""
+    counts = torch.bincount(digit, minlength=len(cores)).tolist()
+    # A gradient is gathered at once; without one the rows of a digit need not be held beside those of the others.
+    whole = torch.split(rows[index], counts) if torch.is_grad_enabled() else None
+    parts = whole or (rows[at] for at in torch.split(index, counts))
+    return torch.cat([(part @ core).flatten(1) for part, core in zip(parts, cores, strict=True)])
 
 
 def _digits(num_ids: int) -> tuple[int, int, int]:
@@ -138,10 +165,10 @@ class FieldWidthsTable(Table):
         """Return the vectors of global ids."""
         field = self.fields_of(ids)
         parts = [partial(self._of_field, f) for f in range(len(self.sizes))]
-        return by_group(ids - self.offsets[field], field, parts, self.rows[0], self.dim)
+        return by_group((ids - self.offsets[field])[..., None], field, parts, self.dim)
 
     def _of_field(self, field: int, local: Tensor) -> Tensor:
-        found: Tensor = self.projections[field](self.rows[field][local])
+        found: Tensor = self.projections[field](self.rows[field][local[:, 0]])
         return found
 
 
@@ -194,7 +221,7 @@ def _alpha(sizes: Sequence[int], dim: int, ratio: float) -> float:
     return high
 
 
-class AutoDimTable(Table):
+class AutoDimTable(SettlingTable):
     """Learns how wide each field should be, then keeps that width alone.
 
     Training holds a table for every width. The weights of the widths are learnt with everything else, on training
@@ -210,7 +237,7 @@ class AutoDimTable(Table):
     def __init__(self, sizes: Sequence[int], dim: int, *, anneal: float = 5e-5, init_scale: float = 0.01) -> None:
         super().__init__(sizes, dim)
         self.widths = [w for w in (2**k for k in range(1, 32)) if w < dim] + [dim]
-        self.anneal, self.temperature, self._searching = anneal, 1.0, True
+        self.anneal, self.temperature = anneal, 1.0
         shape = self.num_ids, len(sizes)
         self.rows = nn.ParameterList(torch.empty(shape[0], w).normal_(std=init_scale) for w in self.widths)
         self.weights = nn.ParameterList(torch.empty(shape[1], w, dim).normal_(std=w**-0.5) for w in self.widths)
@@ -226,36 +253,38 @@ class AutoDimTable(Table):
     def forward(self, ids: Tensor) -> Tensor:
         """Return the vectors of global ids."""
         field = self.fields_of(ids)
+        if not (self.training and self.searching):
+            parts = [partial(self._chosen, f) for f in range(len(self.sizes))]
+            return by_group(ids[..., None], field, parts, self.dim)
+        noise = -torch.empty_like(self.preferences).exponential_().log()
+        share = ((self.preferences.log_softmax(dim=1) + noise) / self.temperature).softmax(dim=1)
         every = torch.stack([self._at_width(k, ids, field) for k in range(len(self.widths))], dim=-2)
-        if self.training and self._searching:
-            noise = -torch.empty_like(self.preferences).exponential_().log()
-            share = ((self.preferences.log_softmax(dim=1) + noise) / self.temperature).softmax(dim=1)
-        else:
-            share = torch.zeros_like(self.preferences).scatter(1, self.preferences.argmax(dim=1, keepdim=True), 1.0)
         return (every * share[field][..., None]).sum(dim=-2)
 
     def _at_width(self, k: int, ids: Tensor, field: Tensor) -> Tensor:
-        parts = [partial(self._projected, k, f) for f in range(len(self.sizes))]
-        found = by_group(ids, field, parts, self.rows[k], self.dim)
-        norm: nn.BatchNorm1d = self.norms[k]  # type: ignore[assignment]
-        return batch_norm(norm, found.reshape(-1, self.dim)).view_as(found)
+        rows = nn.functional.embedding(ids, self.rows[k])  # of all fields: a gradient of this size for each is slow
+        found = by_group(rows, field, [partial(self._projected, k, f) for f in range(len(self.sizes))], self.dim)
+        return self._normalised(k, found.reshape(-1, self.dim)).view_as(found)
 
-    def _projected(self, k: int, field: int, ids: Tensor) -> Tensor:
-        return self.rows[k][ids] @ self.weights[k][field] + self.biases[k][field]
+    def _chosen(self, field: int, ids: Tensor) -> Tensor:
+        k = self.widths.index(self.chosen[field])
+        return self._normalised(k, self._projected(k, field, self.rows[k][ids[:, 0]]))
+
+    def _projected(self, k: int, field: int, rows: Tensor) -> Tensor:
+        return rows @ self.weights[k][field] + self.biases[k][field]
+
+    def _normalised(self, k: int, found: Tensor) -> Tensor:
+        norm: nn.BatchNorm1d = self.norms[k]  # type: ignore[assignment]
+        return batch_norm(norm, found)
 
     def after_step(self) -> None:
         """Cool the softmax."""
         self.temperature = max(0.01, self.temperature - self.anneal)
 
-    def settle(self) -> bool:
-        """Keep the likeliest width of each field, and the statistics of its normalisation."""
-        again, self._searching = self._searching, False
-        return again
-
     def train(self, mode: bool = True) -> AutoDimTable:
         """Switch modes; the statistics stay as they are once the search is over."""
         super().train(mode)
-        if not self._searching:
+        if not self.searching:
             self.norms.eval()
         return self
 

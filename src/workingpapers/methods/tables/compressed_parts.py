@@ -15,9 +15,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workingpapers.methods.tables.common import SPARSE_FROM
+from workingpapers.methods.recommenders.schema import Rows
+from workingpapers.methods.recommenders.training import Plan, train
+from workingpapers.methods.tables.common import SPARSE_FROM, Table, tables_of
 
 FLOAT = 4  # bytes of a float32
+
+
+class SettlingTable(Table):
+    """A table whose search is an ordinary training, at the end of which `settle` fixes what it found.
+
+    Attributes:
+        searching: whether that is still to come.
+    """
+
+    searching = True
+
+    def settle(self) -> None:
+        """End the search, in place; the values found are kept, and trained on."""
+        self.searching = False
+
+    def search(
+        self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, valid: tuple[Rows, Tensor] | None, seed: int
+    ) -> None:
+        """Train the model by the plan, and settle its tables."""
+        train(model, rows, labels, plan, valid=valid, seed=seed)
+        for table in tables_of(model, SettlingTable):
+            table.settle()
 
 
 def floats_within(ratio: float, num_ids: int, dim: int) -> int:
@@ -87,11 +111,15 @@ class HeadTail(nn.Module):
         return frequent, local + torch.where(frequent, self.head_start[field], self.tail_start[field])
 
 
-def by_group(ids: Tensor, group: Tensor, parts: Sequence[Callable[[Tensor], Tensor]], like: Tensor, dim: int) -> Tensor:
-    """Return (*, dim) where ids (*) of group g are answered for by parts[g]: (n,) -> (n, dim)."""
-    flat, which = ids.flatten(), group.flatten()
-    out = like.new_zeros(flat.shape[0], dim)
-    for g, part in enumerate(parts):
-        at = (which == g).nonzero().squeeze(1)
-        out = out.index_copy(0, at, part(flat[at]).to(out.dtype))
-    return out.view(*ids.shape, dim)
+def once_each(ids: Tensor, answer: Callable[[Tensor], Tensor], dim: int) -> Tensor:
+    """Return the vectors (*, d) of ids (*) by a function of different ids, (n,) -> (n, d)."""
+    each, place = torch.unique(ids, return_inverse=True)
+    return answer(each)[place.flatten()].view(*ids.shape, dim)
+
+
+def by_group(x: Tensor, group: Tensor, parts: Sequence[Callable[[Tensor], Tensor]], dim: int) -> Tensor:
+    """Return (*, dim) where rows of x (*, w) are answered for by parts[g], (n, w) -> (n, dim), of their group g."""
+    flat, which = x.reshape(-1, x.shape[-1]), group.flatten()
+    at = [(which == g).nonzero().squeeze(1) for g in range(len(parts))]
+    answers = torch.cat([part(flat[rows]) for part, rows in zip(parts, at, strict=True)])
+    return torch.empty_like(answers).index_copy(0, torch.cat(at), answers).view(*group.shape, dim)

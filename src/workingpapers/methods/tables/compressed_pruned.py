@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from workingpapers.methods.tables.common import Table
-from workingpapers.methods.tables.compressed_parts import FLOAT, floats_within, out_of_reach
+from workingpapers.methods.tables.compressed_parts import FLOAT, SettlingTable, floats_within, out_of_reach
 
 
-class MaskedTable(Table):
+class MaskedTable(SettlingTable):
     """A full table under a mask; the base of the others.
 
     Args:
@@ -39,7 +39,6 @@ class MaskedTable(Table):
         super().__init__(sizes, dim)
         self.weight = nn.Parameter(torch.empty(self.num_ids, dim).normal_(std=init_scale))
         self.register_buffer("mask", torch.ones(self.num_ids, dim, dtype=torch.bool))
-        self._searching = True
 
     def _rows(self, ids: Tensor) -> Tensor:
         return self.weight[ids] * self.mask[ids]
@@ -48,16 +47,13 @@ class MaskedTable(Table):
         """Return the vectors of global ids."""
         return self._rows(ids)
 
-    def settle(self) -> bool:
+    @torch.no_grad()
+    def settle(self) -> None:
         """Fix which entries are kept, with the values that they have in eval mode."""
-        if not self._searching:
-            return False
-        self._searching = False
-        with torch.no_grad():
-            rows = self._everything()
-            self.weight.copy_(rows)
-            self.mask.copy_(self._kept(rows))
-        return True
+        super().settle()
+        rows = self._everything()
+        self.weight.copy_(rows)
+        self.mask.copy_(self._kept(rows))
 
     def _kept(self, rows: Tensor) -> Tensor:
         return rows != 0
@@ -168,7 +164,7 @@ class DeepLightTable(_BudgetedTable):
     def after_step(self) -> None:
         """Prune, every so many steps."""
         self.steps_done += 1
-        if self._searching and self.steps_done % self.every == 0:
+        if self.searching and self.steps_done % self.every == 0:
             kept = round((1 - self.share(self.steps_done)) * self.weight.numel())
             self.weight.mul_(_largest(self.weight, kept))
 
@@ -195,12 +191,11 @@ class PEPTable(MaskedTable):
         rows = super()._rows(ids)
         return rows.sign() * (rows.abs() - self.thresholds[ids].sigmoid()).relu()
 
-    def settle(self) -> bool:
+    def settle(self) -> None:
         """Keep what is above its threshold, with the values that this leaves, and end thresholding."""
-        again = super().settle()
-        if again:
-            nn.init.constant_(self.thresholds, -150.0)
-        return again
+        super().settle()
+        nn.init.constant_(self.thresholds, -150.0)
+        self.thresholds.requires_grad_(False)
 
 
 class AutoSrhTable(_BudgetedTable):
@@ -239,17 +234,15 @@ class AutoSrhTable(_BudgetedTable):
 
     def penalty(self) -> Tensor:
         """Return lambda times the summed gates while searching."""
-        return self.strength * self.gates.abs().sum() if self._searching else super().penalty()
+        return self.strength * self.gates.abs().sum() if self.searching else super().penalty()
 
     @torch.no_grad()
     def after_step(self) -> None:
         """Keep the gates between 0 and 1."""
         self.gates.clamp_(0, 1)
 
-    def settle(self) -> bool:
+    def settle(self) -> None:
         """Prune, and leave the gates in the entries."""
-        again = super().settle()
-        if again:
-            nn.init.ones_(self.gates)
-            self.gates.requires_grad_(False)
-        return again
+        super().settle()
+        nn.init.ones_(self.gates)
+        self.gates.requires_grad_(False)

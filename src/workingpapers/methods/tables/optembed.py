@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.schema import Rows
-from workingpapers.methods.recommenders.training import History, Plan, predict, train
-from workingpapers.methods.tables.pruned import PrunedTable, check_choice, occurrences, tables_of
+from workingpapers.methods.recommenders.training import Plan, predict, train
+from workingpapers.methods.tables.common import tables_of
+from workingpapers.methods.tables.pruned import PrunedTable, check_choice, occurrences
 
 
 class _Step(torch.autograd.Function):
@@ -250,17 +251,10 @@ class OptEmbedTable(PrunedTable):
             return []
         return [{"params": [self.thresholds], "lr": self.threshold_learning_rate, "weight_decay": 0.0}]
 
-    def train_model(
-        self,
-        model: nn.Module,
-        rows: Rows,
-        labels: Tensor,
-        plan: Plan,
-        *,
-        valid: tuple[Rows, Tensor] | None = None,
-        seed: int = 0,
-    ) -> History:
-        """Train the supernet, search, and retrain, each training by the plan; the history is that of the last."""
+    def search(
+        self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, valid: tuple[Rows, Tensor] | None, seed: int
+    ) -> None:
+        """Train the supernet by the plan, search, and go back to the initial weights."""
         tables, initial = tables_of(model, OptEmbedTable), copy.deepcopy(model.state_dict())
         for table in tables:
             table.learn()
@@ -278,7 +272,6 @@ class OptEmbedTable(PrunedTable):
             table.kept.copy_(kept)
             table.widths.copy_(widths)
             table.thresholds.data.copy_(thresholds)
-        return train(model, rows, labels, plan, valid=valid, seed=seed)
 
     def _search(self, model: nn.Module, rows: Rows, labels: Tensor, seed: int) -> None:
         """Set the widths of all tables of a model to those of the best AUC."""

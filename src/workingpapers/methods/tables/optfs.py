@@ -35,8 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.schema import Rows
-from workingpapers.methods.recommenders.training import History, Plan, train
-from workingpapers.methods.tables.pruned import PrunedTable, check_choice, redrawn, tables_of
+from workingpapers.methods.recommenders.training import Plan, train
+from workingpapers.methods.tables.common import tables_of
+from workingpapers.methods.tables.pruned import PrunedTable, check_choice, redrawn
 
 START = 0.5  # of the logits
 SCALE = float(1 + torch.exp(torch.tensor(-START, dtype=torch.float64)))  # s
@@ -138,30 +139,22 @@ class FeatureGate(PrunedTable):
         own = {} if self.learning_rate is None else {"lr": self.learning_rate}
         return [{"params": [self.logits], "weight_decay": 0.0, **own}]
 
-    def train_model(
-        self,
-        model: nn.Module,
-        rows: Rows,
-        labels: Tensor,
-        plan: Plan,
-        *,
-        valid: tuple[Rows, Tensor] | None = None,
-        seed: int = 0,
-    ) -> History:
-        """Search for `search_epochs`, rewind, and retrain by the plan; the history is that of the last.
+    def search(
+        self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, valid: tuple[Rows, Tensor] | None, seed: int
+    ) -> None:
+        """Search for `search_epochs`, and rewind.
 
         Warns:
             UserWarning: all values were kept, or none.
         """
-        start = self.search(model, rows, labels, plan, seed=seed)
+        start = self.learn(model, rows, labels, plan, seed=seed)
         ratio = sum(table.keep_ratio for table in tables_of(model, FeatureGate))
         if ratio in (0, len(tables_of(model, FeatureGate))):
             kept, remedy = ("every", "raise") if ratio else ("no", "lower")
             warnings.warn(f"OptFS kept {kept} value; {remedy} strength, learning_rate or search_epochs", stacklevel=2)
         _rewind(model, redrawn(start) if self.restart == "random" else start)
-        return train(model, rows, labels, plan, valid=valid, seed=seed)
 
-    def search(self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, seed: int = 0) -> dict[str, Tensor]:
+    def learn(self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, seed: int = 0) -> dict[str, Tensor]:
         """Train weights and gates together, harden the gates, and return the state from which to retrain.
 
         Early stopping plays no part: the gates need the whole schedule.

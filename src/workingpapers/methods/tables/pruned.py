@@ -4,7 +4,7 @@
 
 A pruned table trains as an (N, d) matrix under its mask and is served as a `CompactTable`, which holds the numbers that
 are left and answers bit for bit the same. What is left is `keep_ratio`, so two tables of one ratio serve from equally
-many bytes. Methods choose in `train_model`, which a click classifier calls in place of ordinary training.
+many bytes. Methods choose in `search`.
 
 `CutTable` chooses without learning, by frequency or at random: a learned choice has to beat it.
 """
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.schema import FIRST, PADDING, Rows, Schema
-from workingpapers.methods.recommenders.training import History, Plan, predict, train
-from workingpapers.methods.tables.common import FullTable, Table
-
-T = TypeVar("T", bound=nn.Module)
+from workingpapers.methods.recommenders.training import Plan, predict
+from workingpapers.methods.tables.common import FullTable, Table, tables_of
 
 
 class PrunedTable(Table):
@@ -56,22 +54,6 @@ class PrunedTable(Table):
         """Return what is left of each vector, (*, d) of booleans."""
         columns = torch.arange(self.dim, device=ids.device) < self.widths[self.fields_of(ids)][..., None]
         return self.kept[ids][..., None] & columns
-
-    def train_model(
-        self,
-        model: nn.Module,
-        rows: Rows,
-        labels: Tensor,
-        plan: Plan,
-        *,
-        valid: tuple[Rows, Tensor] | None = None,
-        seed: int = 0,
-    ) -> History:
-        """Choose what is kept, and train the model that holds this table. See `training.train` for the arguments.
-
-        Where a model has several tables of the kind, the first chooses for all of them.
-        """
-        raise TypeError(f"{type(self).__name__} does not define train_model")
 
     def kept_rows(self) -> Tensor:
         """Return how many rows of each field are left, (F,)."""
@@ -155,16 +137,6 @@ def _index_type(numbers: int) -> torch.dtype:
     return torch.int32 if numbers < 2**31 else torch.int64
 
 
-def compacted(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in which every pruned table is compact, to be served or exported."""
-    small = copy.deepcopy(model)
-    for module in list(small.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, PrunedTable):
-                setattr(module, name, child.served())
-    return small
-
-
 class CutTable(PrunedTable):
     """Keeps the most frequent rows, or any, without learning which: what a learned choice is compared with.
 
@@ -195,17 +167,10 @@ class CutTable(PrunedTable):
         check_choice("by", by, ("frequency", "random"))
         self.share, self.by = share, by
 
-    def train_model(
-        self,
-        model: nn.Module,
-        rows: Rows,
-        labels: Tensor,
-        plan: Plan,
-        *,
-        valid: tuple[Rows, Tensor] | None = None,
-        seed: int = 0,
-    ) -> History:
-        """Choose rows, then train under the mask."""
+    def search(
+        self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, valid: tuple[Rows, Tensor] | None, seed: int
+    ) -> None:
+        """Choose rows."""
         for table in tables_of(model, CutTable):
             counts = occurrences(table, model, rows)
             generator = torch.Generator().manual_seed(seed)
@@ -213,7 +178,6 @@ class CutTable(PrunedTable):
             ranked = counts.argsort(descending=True, stable=True) if self.by == "frequency" else drawn
             table.kept.fill_(False)
             table.kept[ranked[: round(self.share * table.num_ids)].to(table.kept.device)] = True
-        return train(model, rows, labels, plan, valid=valid, seed=seed)
 
 
 def occurrences(table: Table, model: nn.Module, rows: Rows) -> Tensor:
@@ -230,11 +194,6 @@ def occurrences(table: Table, model: nn.Module, rows: Rows) -> Tensor:
         handle.remove()
     counts[table.offsets.cpu() + PADDING] = 0
     return counts
-
-
-def tables_of(model: nn.Module, kind: type[T]) -> list[T]:
-    """Return the modules of one kind in a model, in order."""
-    return [module for module in model.modules() if isinstance(module, kind)]
 
 
 def redrawn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -89,14 +91,39 @@ def prepare(conditions: Conditions) -> Prepared:
 
     data = load_impressions(conditions.data, label=conditions.label)
     problem = load(conditions, 0)
+    remarks = list(data.remarks)
     try:
         Schema.fit([problem.train.table], kinds=problem.train.kinds).encode(problem.table)
+        if os.environ.get("RAY_ADDRESS") and data.name.endswith(".parquet"):
+            remarks.append(_counted_by_ray(data, problem.train))
     except ValueError as error:
         raise UserError(f"{data.name}: {error}.") from error
-    remarks = list(data.remarks)
     if conditions.setting == "standard" and find_spec("lightgbm") is None:
         remarks.append("lightgbm is left out, for it is not installed: pip install lightgbm")
     return Prepared(data.fingerprint, "", tuple(remarks))
+
+
+def _counted_by_ray(data: Impressions, train: Examples) -> str:
+    """Build the features of the whole file on the cluster at RAY_ADDRESS, which `try --ray` sets; return a remark.
+
+    Raises:
+        ValueError: a column that can be no feature.
+    """
+    import logging
+
+    import ray
+
+    from workingpapers.methods.recommenders.ray_schema import schema_of_parquet
+
+    with ray.init(log_to_driver=False, logging_level="ERROR"):
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        path = Path(data.name).expanduser().absolute()
+        schema = schema_of_parquet(path, columns=list(train.table.columns), kinds=train.kinds)
+    values = sum(len(field.values) for field in schema.fields)
+    return (
+        f"Ray Data read {len(schema.fields)} columns of {data.name} in blocks: {values:,} values occur twice or more."
+    )
 
 
 def load(conditions: Conditions, seed: int) -> Problem:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 AUC = Metric("auc", True, "%", 0.2, "How often a click scores higher than no click: area under the ROC curve.")
 LOG_LOSS = Metric("log-loss", False, "nats", 0.002, "Mean negative log-likelihood of what happened.")
+BUDGETS = (50, 30, 10)  # of memory, in percent of a full table
 CALIBRATION = Metric("calibration", False, "%", 1.0, "How far the sum of predicted probabilities is from the clicks.")
 
 
@@ -53,6 +54,12 @@ def _tables(fit: Callable[[Any], Any], problem: Problem, context: Context) -> di
     from workingpapers.tasks.ctr.tables import table_metrics
 
     return table_metrics(problem, fit(problem.train), context.seed)
+
+
+def _curves(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
+    from workingpapers.tasks.ctr.budgets import curve_metrics
+
+    return curve_metrics(problem, fit(problem.train), context)
 
 
 def _ranking(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
@@ -113,6 +120,17 @@ task = Task(
             ),
             budgets=_budgets(train=15_000, epochs=8),
             measure=_tables,
+        ),
+        _setting(
+            "table-budgets",
+            "The same network on tables of a half, three tenths and a tenth of the memory: a curve for each",
+            baseline="narrower-tables",
+            metrics=tuple(
+                Metric(f"auc-{p}", True, "%", 0.2, f"AUC on a table of {p} % of the bytes.", optional=p < max(BUDGETS))
+                for p in BUDGETS
+            ),
+            budgets=_budgets(train=15_000, epochs=8),
+            measure=_curves,
         ),
         _setting(
             "feature-ranking",

@@ -1,6 +1,6 @@
 """The embedding tables of `ctr`: one network of 128 and 64 units on each of them, and what they take.
 
-Width 20 divides into the halves, quarters and tenths at which tables are compared.
+Width 20 divides into the halves and tenths at which tables are compared. `budgets` compares tables by a curve each.
 """
 
 from __future__ import annotations
@@ -21,19 +21,17 @@ LOOKUPS, REPETITIONS = 16_384, 15
 GATES: dict[str, Any] = {"learning_rate": 1e-2, "search_epochs": 8}
 SEARCH: dict[str, Any] = {"rounds": 10}  # of widths
 HASHES = 64  # of DHE; the published 1,024 serve tables of millions of values and leave a small one no network
-# Entries of the study beside those that its claims name, at half the memory where they keep to a ratio.
-HALVES = ("hash", "qr", "robe", "adaptive", "tt", "mixed-dim", "dedup", "deeplight", "autosrh")
 # A quarter of the published choices of MGQE, which serve tables of millions of values and take their time.
+# Blocks of rows that are merged: the published 10,000 would be the whole table.
 OWN_SIZE: dict[str, dict[str, Any]] = {
     "autodim": {},
-    "dpq": {},
     "mgqe": {"choices": 64, "rare_choices": 16},
+    "dedup": {"block": 4},
     "pep": {},
-    "alpt": {},
 }
 
 
-def _network(train: Examples, context: Context, table: str = "full", *, dim: int = DIM, **options: Any) -> Any:
+def network(train: Examples, context: Context, table: str = "full", *, dim: int = DIM, **options: Any) -> Any:
     """Return the network on a table, tuned."""
     from workingpapers.methods.recommenders.baselines import MLPClickClassifier
     from workingpapers.tasks.ctr.examples import tuned
@@ -87,55 +85,55 @@ def lookup_time(table: Table, seed: int) -> float:
 @task.entry("tables")
 def full_table(train: Examples, context: Context) -> Any:
     """A vector of 20 numbers for every value."""
-    return _network(train, context)
+    return network(train, context)
 
 
 @task.entry("tables")
 def narrow_table(train: Examples, context: Context) -> Any:
     """Vectors of half the width: what a method at half the memory has to beat."""
-    return _network(train, context, dim=DIM // 2)
+    return network(train, context, dim=DIM // 2)
 
 
 @task.entry("tables")
 def narrow_table_tenth(train: Examples, context: Context) -> Any:
     """Vectors of a tenth of the width."""
-    return _network(train, context, dim=DIM // 10)
+    return network(train, context, dim=DIM // 10)
 
 
 @task.entry("tables")
 def hashed_tables(train: Examples, context: Context) -> Any:
     """A hashed table for each field, half the memory."""
-    return _network(train, context, "hashed", ratio=0.5)
+    return network(train, context, "hashed", ratio=0.5)
 
 
 @task.entry("tables")
 def hashed_tables_tenth(train: Examples, context: Context) -> Any:
     """A hashed table for each field, a tenth of the memory."""
-    return _network(train, context, "hashed", ratio=0.1)
+    return network(train, context, "hashed", ratio=0.1)
 
 
 @task.entry("tables", paper="unified-embedding")
 def unified_embedding(train: Examples, context: Context) -> Any:
     """One hashed table for all fields, half the memory."""
-    return _network(train, context, "unified", ratio=0.5)
+    return network(train, context, "unified", ratio=0.5)
 
 
 @task.entry("tables", paper="unified-embedding")
 def unified_embedding_tenth(train: Examples, context: Context) -> Any:
     """One hashed table for all fields, a tenth of the memory."""
-    return _network(train, context, "unified", ratio=0.1)
+    return network(train, context, "unified", ratio=0.1)
 
 
 @task.entry("tables", paper="optfs")
 def optfs(train: Examples, context: Context) -> Any:
     """Values chosen by learned gates, then trained again from an early state."""
-    return _network(train, context, "optfs", **GATES)
+    return network(train, context, "optfs", **GATES)
 
 
 @task.entry("tables", paper="optfs")
 def optfs_random_restart(train: Examples, context: Context) -> Any:
     """Values chosen by learned gates, then trained from other random weights."""
-    return _network(train, context, "optfs", restart="random", **GATES)
+    return network(train, context, "optfs", restart="random", **GATES)
 
 
 @task.entry("tables")
@@ -143,13 +141,13 @@ def frequency_cut_off(train: Examples, context: Context) -> Any:
     """The most frequent values, as many as OptFS keeps."""
     learned: Any = table_of(optfs(train, _unlogged(context)))
     share = learned.keep_ratio
-    return _network(train, context, "cut-off", share=share)
+    return network(train, context, "cut-off", share=share)
 
 
 @task.entry("tables", paper="optembed")
 def optembed(train: Examples, context: Context) -> Any:
     """Rows by learned thresholds, widths by a search, then trained again."""
-    return _network(train, context, "optembed", **SEARCH)
+    return network(train, context, "optembed", **SEARCH)
 
 
 @task.entry("tables")
@@ -160,36 +158,34 @@ def random_widths(train: Examples, context: Context) -> Any:
     found: Any = table_of(optembed(train, _unlogged(context)))
     kept, count = found.kept_rows().tolist(), found.kept_parameters()
     widths = method.random_widths(kept, found.dim, count, seed=context.seed)
-    return _network(train, context, "optembed", widths=widths)
+    return network(train, context, "optembed", widths=widths)
 
 
 @task.entry("tables", paper="embedding-compression")
 def embedding_compression_int8(train: Examples, context: Context) -> Any:
     """Rows rounded to bytes: a quarter of the memory."""
-    return _network(train, context, "quantized", bits=8)
+    return network(train, context, "quantized", bits=8)
 
 
 @task.entry("tables", paper="embedding-compression")
 def embedding_compression_robe_tenth(train: Examples, context: Context) -> Any:
     """Rows that overlap in one array (ROBE), a tenth of the memory."""
-    return _network(train, context, "robe", ratio=0.1)
+    return network(train, context, "robe", ratio=0.1)
 
 
 @task.entry("tables", paper="embedding-compression")
 def embedding_compression_dhe(train: Examples, context: Context) -> Any:
     """Vectors computed from hashes by a network (DHE), a tenth of the memory."""
-    return _network(train, context, "dhe", ratio=0.1, hashes=HASHES)
+    return network(train, context, "dhe", ratio=0.1, hashes=HASHES)
 
 
 def _register(table: str, about: str, **options: Any) -> None:
     def fit(train: Examples, context: Context) -> Any:
-        return _network(train, context, table, **options)
+        return network(train, context, table, **options)
 
     fit.__doc__ = about
     task.entry("tables", paper="embedding-compression", name=f"embedding-compression-{table}")(fit)
 
 
-for _table in HALVES:
-    _register(_table, f"The study's table {_table}, half the memory.", ratio=0.5)
 for _table, _options in OWN_SIZE.items():
     _register(_table, f"The study's table {_table}, of the size that it finds or its codes take.", **_options)

@@ -1,10 +1,11 @@
-"""The baselines of `recommend`: the network that all others are compared with, and what needs none."""
+"""The baselines of `recommend`: the networks that others are compared with, and what needs none."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from workingpapers.errors import UserError
 from workingpapers.tasks.protocol import Context
 from workingpapers.tasks.recommend.settings import task
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from workingpapers.tasks.recommend.examples import Examples
 
 
-@task.entry("standard")
+@task.entry("standard", "scarce")
 def sasrec(train: Examples, context: Context) -> SequenceRecommender:
     """Self-attention over the history, trained by the softmax over the whole catalogue (SASRec)."""
     from workingpapers.methods.recommenders.sequential import SASRecRecommender
@@ -31,7 +32,7 @@ def gru4rec(train: Examples, context: Context) -> SequenceRecommender:
     return tuned(train, context, GRU4RecRecommender)
 
 
-@task.entry("standard", "two-tower")
+@task.entry("standard", "two-tower", "scarce", "cold")
 def popularity(train: Examples, context: Context) -> SequenceRecommender:
     """What was taken most, for everybody."""
     from workingpapers.methods.recommenders.sequential import PopularityRecommender
@@ -39,7 +40,7 @@ def popularity(train: Examples, context: Context) -> SequenceRecommender:
     return PopularityRecommender().fit(train.log)
 
 
-@task.entry("standard", "two-tower")
+@task.entry("standard", "two-tower", "scarce")
 def item_knn(train: Examples, context: Context) -> SequenceRecommender:
     """What people took who took the items of the history, by shrunk cosine."""
     from workingpapers.methods.recommenders.sequential import ItemKNNRecommender
@@ -47,11 +48,22 @@ def item_knn(train: Examples, context: Context) -> SequenceRecommender:
     return ItemKNNRecommender().fit(train.log)
 
 
-if find_spec("implicit") is not None:
+@task.entry("scarce", "cold")
+def content_knn(train: Examples, context: Context) -> SequenceRecommender:
+    """What is like the items of the history, by the words and features of the items (TF-IDF)."""
+    from workingpapers.methods.recommenders.sequential import ContentRecommender
 
-    @task.entry("standard")
-    def als(train: Examples, context: Context) -> SequenceRecommender:
-        """Matrix factorisation by alternating least squares (the package implicit)."""
-        from workingpapers.methods.recommenders.sequential import ALSRecommender
+    features = train.content(context.seed)
+    if features is None:
+        raise UserError("content-knn needs columns that say what the items are by other things than numbers")
+    return ContentRecommender(item_features=features).fit(train.log)
 
-        return ALSRecommender(random_state=context.seed).fit(train.log)
+
+@task.entry("standard")
+def als(train: Examples, context: Context) -> SequenceRecommender:
+    """Matrix factorisation by alternating least squares (needs the package implicit)."""
+    from workingpapers.methods.recommenders.sequential import ALSRecommender
+
+    if find_spec("implicit") is None:
+        raise UserError("als needs a package: pip install implicit")
+    return ALSRecommender(random_state=context.seed).fit(train.log)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.tasks.protocol import Context
-from workingpapers.tasks.recommend.settings import task
+from workingpapers.tasks.recommend.settings import SIZES, task
 
 if TYPE_CHECKING:
     from workingpapers.methods.recommenders.fmrlrec import FMRLRecRecommender
     from workingpapers.methods.recommenders.sequences import SequenceRecommender
     from workingpapers.tasks.recommend.examples import Examples
 
-SIZES = (16, 32, 64)  # nested; the first is a quarter of the last
 RECENT = 10  # items of a history that the query tower reads
 TOWERS = {"max_len": RECENT, "batch_size": 256, "dim": 32}
 
@@ -27,26 +27,21 @@ def _fmrlrec(train: Examples, context: Context, **options: Any) -> FMRLRecRecomm
     return found
 
 
-@task.entry("standard", paper="fmrlrec")
-def fmrlrec(train: Examples, context: Context) -> SequenceRecommender:
-    """Nested recurrent model on frozen features of the items, sizes 16, 32 and 64: the largest."""
+@task.entry("standard", "scarce", "sizes", paper="fmrlrec")
+def fmrlrec(train: Examples, context: Context) -> FMRLRecRecommender:
+    """Nested recurrent model on frozen features of the items, trained once at the sizes 8, 16, 32 and 64."""
     return _fmrlrec(train, context)
 
 
-@task.entry("standard", paper="fmrlrec")
-def fmrlrec_quarter(train: Examples, context: Context) -> SequenceRecommender:
-    """The model of size 16 cut out of the same."""
-    return _fmrlrec(train, context).cut(SIZES[0])
+@task.entry("sizes")
+def fmrlrec_alone(train: Examples, context: Context) -> dict[int, FMRLRecRecommender]:
+    """The same model without nesting, trained once for each size."""
+    alone = replace(context, curves={})  # four trainings would share a curve
+    return {size: _fmrlrec(train, alone, sizes=(size,)) for size in SIZES}
 
 
-@task.entry("standard", paper="fmrlrec")
-def fmrlrec_quarter_alone(train: Examples, context: Context) -> SequenceRecommender:
-    """A model of size 16 trained alone."""
-    return _fmrlrec(train, context, sizes=SIZES[:1])
-
-
-@task.entry("standard", paper="fmrlrec")
-def fmrlrec_ids(train: Examples, context: Context) -> SequenceRecommender:
+@task.entry("standard", "sizes", paper="fmrlrec")
+def fmrlrec_ids(train: Examples, context: Context) -> FMRLRecRecommender:
     """The nested model on a table of ids in place of features."""
     return _fmrlrec(train, context, item_features=None)
 
@@ -58,13 +53,13 @@ def _towers(train: Examples, context: Context, **options: Any) -> SequenceRecomm
     return tuned(train, context, TwoTowerRecommender, kinds=train.kinds, **TOWERS | options)
 
 
-@task.entry("two-tower")
+@task.entry("two-tower", "scarce", "cold")
 def two_tower(train: Examples, context: Context) -> SequenceRecommender:
     """A tower for the history and one for the items' features, with the correction for popular items."""
     return _towers(train, context, alpha=0.0)
 
 
-@task.entry("two-tower", paper="ssl-items")
+@task.entry("two-tower", "scarce", paper="ssl-items")
 def ssl_items(train: Examples, context: Context) -> SequenceRecommender:
     """The same with the contrastive task: correlated features hidden together, items drawn evenly."""
     return _towers(train, context)

@@ -1,7 +1,7 @@
 """The settings of `recommend`: what is loaded, what entries see, what is scored.
 
-All entries read the same logs and keep the epoch that is best on the last item of each training history; `trials` says
-how many learning rates they compare by it, `epochs` how long at most.
+All entries read the same logs and hold the last item of each training history out, by which they keep the best epoch
+and compare as many learning rates as `trials` says; `epochs` says how long they train at most.
 """
 
 from __future__ import annotations
@@ -14,6 +14,12 @@ from workingpapers.tasks.protocol import Budget, Conditions, Context, Entry, Met
 if TYPE_CHECKING:
     from workingpapers.tasks.recommend.examples import Problem
 
+LAST = {"two-tower": 5, "scarce": 5}  # items of a user that are held back, the latest; 1 elsewhere
+NEW = {"cold": 0.2}  # share of the items that are held back from everybody
+KEPT = {"scarce": 0.1}  # share of the interactions that are left to learn from
+DESCRIBED = ("two-tower", "scarce", "cold")  # settings that need features of the items
+SIZES = (8, 16, 32, 64)  # nested
+
 NDCG = Metric("ndcg-10", True, "%", 0.2, "Gain of what was taken, discounted by its place among the first 10.")
 RECALL_10 = Metric("recall-10", True, "%", 0.5, "How often what was taken stands among the first 10 of all items.")
 RECALL_50 = Metric("recall-50", True, "%", 1.0, "How often what was taken stands among the first 50 of all items.")
@@ -22,25 +28,37 @@ TAIL = Metric(
     True,
     "%",
     1.0,
-    "Recall at 50 where what was taken belongs to the rarer half of the items.",
+    "Recall at 50 where what was taken belongs to the half of the items that was taken least.",
     optional=True,
 )
+NEW_NDCG = Metric("new-ndcg-10", True, "%", 0.5, "Gain of what was taken, by its place among the items that are new.")
+NEW_RECALL = Metric(
+    "new-recall-10", True, "%", 1.0, "How often what was taken stands among the first 10 of the items that are new."
+)
+BY_SIZE = (
+    Metric("mean-ndcg-10", True, "%", 0.2, "NDCG at 10, averaged over the sizes 8, 16, 32 and 64."),
+    Metric("smallest-ndcg-10", True, "%", 0.2, "NDCG at 10 of size 8."),
+    Metric("largest-ndcg-10", True, "%", 0.2, "NDCG at 10 of size 64."),
+    Metric("weights", False, "thousand", 0.0, "What must be kept to have all sizes."),
+)
+
+Fit = Callable[[Any], Any]
 
 
 def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
-    from workingpapers.tasks.recommend.examples import prepare
+    from workingpapers.tasks.recommend.problems import prepare
 
-    return prepare(conditions)
+    return prepare(conditions, entries)
 
 
 def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
-    from workingpapers.tasks.recommend.examples import load
+    from workingpapers.tasks.recommend.problems import load
 
     return load(conditions, seed)
 
 
-def _measure(metrics: tuple[Metric, ...]) -> Callable[[Callable[[Any], Any], Problem, Context], dict[str, float]]:
-    def measure(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
+def _lists(metrics: tuple[Metric, ...]) -> Callable[[Fit, Problem, Context], dict[str, float]]:
+    def measure(fit: Fit, problem: Problem, context: Context) -> dict[str, float]:
         from workingpapers.tasks.recommend.examples import list_metrics
 
         found = list_metrics(problem, fit(problem.train))
@@ -49,7 +67,21 @@ def _measure(metrics: tuple[Metric, ...]) -> Callable[[Callable[[Any], Any], Pro
     return measure
 
 
-def _setting(name: str, title: str, baseline: str, metrics: tuple[Metric, ...], epochs: int) -> Setting:
+def _new(fit: Fit, problem: Problem, context: Context) -> dict[str, float]:
+    from workingpapers.tasks.recommend.examples import new_metrics
+
+    return new_metrics(problem, fit(problem.train))
+
+
+def _sizes(fit: Fit, problem: Problem, context: Context) -> dict[str, float]:
+    from workingpapers.tasks.recommend.examples import size_metrics
+
+    return size_metrics(problem, fit(problem.train), SIZES, context)
+
+
+def _setting(
+    name: str, title: str, baseline: str, metrics: tuple[Metric, ...], epochs: int = 10, measure: Any = None
+) -> Setting:
     return Setting(
         name=name,
         title=title,
@@ -63,11 +95,9 @@ def _setting(name: str, title: str, baseline: str, metrics: tuple[Metric, ...], 
         },
         prepare=_prepare,
         load=_load,
-        measure=_measure(metrics),
+        measure=measure or _lists(metrics),
     )
 
-
-LAST = {"standard": 1, "two-tower": 5}  # items of a user that are held back, the latest
 
 task = Task(
     "recommend",
@@ -78,7 +108,6 @@ task = Task(
             "The last item of each user out of the whole catalogue, from what the user took before",
             "sasrec",
             (NDCG, RECALL_10, RECALL_50, TAIL),
-            epochs=10,
         ),
         _setting(
             "two-tower",
@@ -86,6 +115,27 @@ task = Task(
             "two-tower",
             (RECALL_50, TAIL, NDCG),
             epochs=20,
+        ),
+        _setting(
+            "scarce",
+            "Each user's last five items, with a tenth of all other interactions to learn from",
+            "two-tower",
+            (RECALL_50, TAIL, NDCG),
+            epochs=20,
+        ),
+        _setting(
+            "cold",
+            "A fifth of the items are new: nobody's choice of them was trained on, only what they are is known",
+            "content-knn",
+            (NEW_NDCG, NEW_RECALL, RECALL_50),
+            measure=_new,
+        ),
+        _setting(
+            "sizes",
+            "Models of four sizes: cut out of one that was trained once, or each trained alone",
+            "fmrlrec-alone",
+            BY_SIZE,
+            measure=_sizes,
         ),
     ],
 )

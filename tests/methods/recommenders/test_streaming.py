@@ -1,0 +1,111 @@
+"""Parquet files are trained on as tables are, whatever their parts, and bad ones are named."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from clicks import KINDS, impressions
+
+from workingpapers.methods.recommenders import streaming
+from workingpapers.methods.recommenders.baselines import FMClassifier, MLPClickClassifier
+from workingpapers.methods.recommenders.din import DINClassifier
+from workingpapers.methods.recommenders.metrics import auc
+from workingpapers.methods.recommenders.schema import Schema
+from workingpapers.methods.recommenders.streaming import StoredRows, parquet_batches
+
+PLAN = {"kinds": KINDS, "learning_rate": 0.01, "batch_size": 256, "max_epochs": 6, "random_state": 0}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    """Files come in four parts here."""
+    monkeypatch.setattr(streaming, "ROWS", 1000)
+
+
+@pytest.fixture
+def file(tmp_path):
+    table, y = impressions(4000)
+    path = tmp_path / "clicks.parquet"
+    table.assign(clicked=np.where(y, "yes", "no")).to_parquet(path)
+    return path
+
+
+def test_without_validation_a_file_trains_the_very_model_of_its_table(file):
+    table, y = impressions(4000)
+    (held, _), plan = impressions(500, seed=1), PLAN | {"validation": 0, "max_epochs": 2}
+    streamed, plain = MLPClickClassifier(**plan).fit(file, "clicked"), MLPClickClassifier(**plan).fit(table, y)
+    assert streamed.schema_.to_json()["fields"][:3] == plain.schema_.to_json()["fields"][:3]
+    # Means and deviations are merged from parts, in another order of addition.
+    np.testing.assert_allclose(streamed.decision_function(held), plain.decision_function(held), atol=1e-4)
+    assert streamed.classes_.tolist() == ["no", "yes"]
+    assert streamed.feature_names_in_.tolist() == table.columns.tolist()
+
+
+def test_with_validation_it_stops_early_and_predicts_from_files(file, tmp_path):
+    held, held_y = impressions(2500, seed=1)
+    model = FMClassifier(**PLAN | {"max_epochs": 15}).fit(str(file), "clicked")
+    assert model.history_.auc
+    held.to_parquet(tmp_path / "held.parquet")
+    scores = model.decision_function(tmp_path / "held.parquet")
+    np.testing.assert_allclose(scores, model.decision_function(held), rtol=1e-5, atol=1e-6)
+    assert auc(held_y, scores) > 0.72  # of a fit in memory 0.75 or more
+    assert set(model.predict(tmp_path / "held.parquet")) == {"no", "yes"}
+
+
+def test_a_folder_of_files_is_one_table(file, tmp_path):
+    whole, folder = pd.read_parquet(file), tmp_path / "parts"
+    folder.mkdir()
+    for i in range(3):
+        whole[i * 1400 : (i + 1) * 1400].to_parquet(folder / f"{i}.parquet")
+    pd.testing.assert_frame_equal(pd.concat(parquet_batches(folder), ignore_index=True), whole)
+
+
+def test_stored_rows_come_back(tmp_path):
+    table, y = impressions(300)
+    table["past"] = [list(range(i % 5)) for i in range(300)]
+    schema = Schema.fit([table], kinds=KINDS | {"past": "sequence of item"}, length=3)
+    rows, stored = schema.encode(table), StoredRows(tmp_path / "rows", schema)
+    for start in range(0, 300, 70):
+        part = slice(start, start + 70)
+        stored.write(rows[part], y[part])
+    found, labels = stored.read()
+    assert torch.equal(found.ids, rows.ids)
+    assert torch.equal(found.numbers, rows.numbers)
+    assert found.lists.keys() == rows.lists.keys()
+    assert all(torch.equal(found.lists[name], rows.lists[name]) for name in rows.lists)
+    assert labels.tolist() == y.tolist()
+
+
+def test_histories_and_counts_work_on_stored_rows(tmp_path):
+    table, y = impressions(600)
+    table["past"] = [list(range(i % 5)) for i in range(600)]
+    table.assign(clicked=y).to_parquet(tmp_path / "log.parquet")
+    model = DINClassifier(kinds=KINDS | {"past": "sequence of item"}, regularisation=0.01, max_epochs=1)
+    assert np.isfinite(model.fit(tmp_path / "log.parquet", "clicked").decision_function(table)).all()
+
+
+def test_bad_files_are_named(file, tmp_path):
+    model = FMClassifier(**PLAN)
+    data = file.read_bytes()
+    cut, damaged = tmp_path / "cut.parquet", tmp_path / "damaged.parquet"
+    cut.write_bytes(data[: len(data) // 2])
+    damaged.write_bytes(data[:100] + bytes(len(data) // 2) + data[100 + len(data) // 2 :])
+    for path in (cut, damaged):
+        with pytest.raises(ValueError, match=f"{path.name} cannot be read, it may be cut off or damaged"):
+            model.fit(path, "clicked")
+    with pytest.raises(ValueError, match=r"gone.parquet is neither"):
+        model.fit(tmp_path / "gone.parquet", "clicked")
+    with pytest.raises(ValueError, match="there is no column 'click' for the labels; there are"):
+        model.fit(file, "click")
+    with pytest.raises(ValueError, match="y is the name of the column of labels; got ndarray"):
+        model.fit(file, np.zeros(3))
+    table, y = impressions(2500)
+    table.assign(clicked=pd.Series(y.astype(float)).where(pd.Series(range(2500)) != 1003)).to_parquet(cut)
+    with pytest.raises(ValueError, match="column 'clicked' has no label in row 1003"):
+        model.fit(cut, "clicked")
+    table.assign(clicked=7).to_parquet(cut)
+    with pytest.raises(ValueError, match="needs two classes; got 1 class"):
+        model.fit(cut, "clicked")
+    table[:0].assign(clicked=1).to_parquet(cut)
+    with pytest.raises(ValueError, match=r"cut.parquet holds no rows"):
+        model.fit(cut, "clicked")
