@@ -225,6 +225,16 @@ def test_score_entries_are_those_computed(causal, monkeypatch):
         entries.clear()
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_memory_is_linear_in_length(causal):
+    q, k, v = tensors(length=4096, heads=1, dtype=torch.float32)
+    hyper = HyperAttention(block_size=64, sample_size=64, min_seq_len=256)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        hyper(q, k, v, causal=causal)
+    # 4096^2 scores would take 64 MB.
+    assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 16e6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     hyper = HyperAttention(block_size=16, sample_size=16, min_seq_len=32)

@@ -159,9 +159,9 @@ def merge(out1: Tensor, lse1: Tensor, out2: Tensor, lse2: Tensor) -> tuple[Tenso
         shapes = ", ".join(str(tuple(x.shape)) for x in (out1, lse1, out2, lse2))
         raise ValueError(f"merge takes out (B, H, T, d) and lse (B, H, T), twice; got {shapes}")
     lse = torch.logaddexp(lse1, lse2)
-    safe = lse.masked_fill(lse == -torch.inf, 0.0)
-    out = out1 * torch.exp(lse1 - safe).unsqueeze(-1) + out2 * torch.exp(lse2 - safe).unsqueeze(-1)
-    return out.to(out1.dtype), lse
+    # e^(lse2 - lse), which is 0 where the second saw nothing; one pass over the outputs does the rest.
+    share = torch.sigmoid((lse2 - lse1).masked_fill(lse2 == -torch.inf, -torch.inf)).unsqueeze(-1)
+    return out1.to(share.dtype).lerp(out2.to(share.dtype), share).to(out1.dtype), lse
 
 
 class Attention(Protocol):

@@ -83,7 +83,7 @@ def block_sample_attention(
     blocks = math.ceil(count / block_size) if block_size else 1
     rows = math.ceil(length / blocks)
     q_order, k_order = (sort_lsh(x, directions).argsort(dim=-1, stable=True) for x in (q, k))
-    q_place, k_place = q_order.argsort(dim=-1), k_order.argsort(dim=-1)
+    q_place, k_place = _inverse(q_order), _inverse(k_order)
 
     # Which row of q, k and v goes where: (B, G, blocks, H/G, rows), for the heads of a group are more rows of the same
     # key block, and (B, G, blocks, b + m). Row 0 fills what is left over; it is hidden, or its output dropped.
@@ -109,7 +109,14 @@ def block_sample_attention(
     out, lse = _attend(queries, keys, values, scale, bias=bias)
     address = torch.arange(take_q.numel(), device=q.device).view(take_q.shape).transpose(2, 3).flatten(3).flatten(1, 2)
     back = address.gather(-1, q_place)
-    return _take(out, back), _take(lse.unsqueeze(-1), back).squeeze(-1) + (weight - coarse)
+    return _take(out, back), lse.flatten().index_select(0, back.flatten()).view(back.shape) + (weight - coarse)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Return where each of 0 .. T - 1 stands in permutations (..., T)."""
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:

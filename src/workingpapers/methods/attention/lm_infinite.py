@@ -25,6 +25,7 @@ Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for La
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -34,6 +35,9 @@ from torch import Tensor, nn
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs, merge, repeat_heads, rotate
 from workingpapers.methods.attention.fused import fused_attention
+
+ROWS = 2**11
+"""Queries turned towards the sinks at a time: what is computed for them stays in caches."""
 
 
 def lambda_mask(length: int, n_local: int, n_global: int) -> Tensor:
@@ -101,15 +105,20 @@ def lambda_attention(
     out, lse = window_attention(q, tail_k, tail_v, window=n_local, scale=scale, key_mask=tail_mask)
     if length > n_local and n_global > 0:
         columns = start[:, None] + torch.arange(n_global, device=q.device)
-        queries = torch.arange(length - q.shape[2], length, device=q.device)
-        visible = queries[:, None] - columns[:, None, :] >= n_local  # (B or 1, T_q, n_global)
-        if key_mask is not None:
-            visible = visible & key_mask.gather(1, columns.clamp(max=length - 1))[:, None, :]
         sinks_k, sinks_v = (sinks_of(x, columns, first, n_global) for x in (k, v))
-        far_q = rotate(q, _angles(inv_freq, queries, limit))
-        near_k = rotate(sinks_k, _angles(inv_freq, columns, 0)[:, None])
-        far = fused_attention(far_q, near_k, sinks_v, scale=scale, mask=visible[:, None])
-        out, lse = merge(out, lse, *far)
+        near_k, past = rotate(sinks_k, _angles(inv_freq, columns, 0)[:, None]), length - q.shape[2]
+        begin = max(0, n_local - past)  # queries before it have every sink in their window
+        parts = [(out[:, :, :begin], lse[:, :, :begin])]
+        for low in range(begin, q.shape[2], ROWS):
+            rows = slice(low, min(low + ROWS, q.shape[2]))
+            queries = torch.arange(past + rows.start, past + rows.stop, device=q.device)
+            visible = queries[:, None] - columns[:, None, :] >= n_local  # (B or 1, rows, n_global)
+            if key_mask is not None:
+                visible = visible & key_mask.gather(1, columns.clamp(max=length - 1))[:, None, :]
+            far_q = rotate(q[:, :, rows], _angles(inv_freq, queries, limit))
+            far = fused_attention(far_q, near_k, sinks_v, scale=scale, mask=visible[:, None])
+            parts.append(merge(out[:, :, rows], lse[:, :, rows], *far))
+        out = torch.cat([found for found, _ in parts], dim=2)
     return out if key_mask is None else out.masked_fill(~key_mask[:, None, -q.shape[2] :, None], 0.0)
 
 
@@ -124,7 +133,7 @@ def window_attention(
 ) -> tuple[Tensor, Tensor]:
     """Causal attention to the last `window` keys, the query's own included, in time linear in T.
 
-    Blocks of c queries read their c + window - 1 keys as overlapping views, all blocks in one call of a fused kernel.
+    Blocks of c queries read their c + window - 1 keys as overlapping views, all blocks of a head in one call.
 
     Args:
         q, k, v: (B, H_q, T_q, d), (B, H_kv, T_k, d), (B, H_kv, T_k, d_v); the queries are the last T_q of the keys.
@@ -168,18 +177,21 @@ def _blocks(
     q: Tensor, k: Tensor, v: Tensor, begin: int, end: int, window: int, block: int, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     """Attend with the queries from `begin` to `end`, full blocks whose windows all lie within the keys."""
-    batch, heads, past = q.shape[0], q.shape[1], k.shape[2] - q.shape[2]
+    group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     size = block + window - 1
-    keys, values = (
-        repeat_heads(x[:, :, past + begin - window + 1 : past + end], heads)
-        .contiguous()
-        .unfold(2, size, block)  # (B, H, blocks, d, size), a view
-        .mT.flatten(0, 1)
-        for x in (k, v)
-    )
-    queries = q[:, :, begin:end].reshape(batch * heads, -1, block, q.shape[-1])
-    out, lse = fused_attention(queries, keys, values, scale=scale, mask=_band(block, size, window, q.device))
-    return out.reshape(batch, heads, end - begin, -1), lse.reshape(batch, heads, end - begin)
+    band = _band(block, size, window, q.device)
+    bias = q.new_zeros(band.shape).masked_fill(~band, -torch.inf)
+    parts = []
+    for row, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
+        keys, values = (
+            x[row, head // group, past + begin - window + 1 : past + end].unfold(0, size, block).mT.unsqueeze(1)
+            for x in (k, v)
+        )
+        queries = q[row, head, begin:end].reshape(-1, 1, block, q.shape[3])
+        parts.append(fused_attention(queries, keys, values, scale=scale, mask=bias))
+    shape = *q.shape[:2], end - begin
+    out, lse = (torch.stack(x) for x in zip(*parts, strict=True))
+    return out.view(*shape, v.shape[3]), lse.view(shape)
 
 
 def _band(T_q: int, T_k: int, window: int, device: torch.device) -> Tensor:
