@@ -20,7 +20,6 @@ import argparse
 import asyncio
 import os
 import random
-import sqlite3
 import statistics
 import subprocess
 import sys
@@ -31,18 +30,22 @@ from pathlib import Path
 from urllib.parse import quote_plus
 
 import psutil
+import sqlalchemy
 
 _PROGRAM = "from workingpapers.site.commands.serve import serve; serve()"
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--database", required=True, type=Path, help="the page's database, SQLite")
+    options.add_argument("--database", required=True, help="the page's database: a SQLite file or a URL")
     options.add_argument("--store", type=Path, help="a store of runs")
     options.add_argument("--seconds", type=float, default=10.0)
     options.add_argument("--connections", type=int, default=16)
     given = options.parse_args()
-    rows = sqlite3.connect(given.database).execute("SELECT slug, title FROM papers ORDER BY id").fetchall()
+    url = given.database if "://" in given.database else f"sqlite:///{given.database}"
+    with sqlalchemy.create_engine(url).connect() as connection:
+        found = connection.execute(sqlalchemy.text("SELECT slug, title FROM papers ORDER BY id"))
+        rows = [(row.slug, row.title) for row in found]
     print(f"{len(rows):,} papers, {given.connections} connections, {given.seconds:.0f} s each")
     with tempfile.TemporaryDirectory() as folder:
         server, port, started = _start(given, Path(folder))
@@ -58,7 +61,7 @@ def main() -> None:
 def _start(given: argparse.Namespace, folder: Path) -> tuple[subprocess.Popen[str], int, float]:
     """Return the server's process, its port, and the seconds until it had answered with the trending page."""
     store = str(given.store or folder / "runs.sqlite")
-    command = [sys.executable, "-c", _PROGRAM, "--port", "0", "--database", str(given.database)]
+    command = [sys.executable, "-c", _PROGRAM, "--port", "0", "--database", given.database]
     environment = os.environ | {"WORKINGPAPERS_PROXIES": "1", "WORKINGPAPERS_SECRET": "benchmark" * 5}
     begun = time.perf_counter()
     server = subprocess.Popen([*command, "--store", store], stderr=subprocess.PIPE, text=True, env=environment)

@@ -91,3 +91,20 @@ def test_a_paper_that_is_there_joins_the_catalogue_and_keeps_its_address(databas
     with database.connect() as connection:
         paper = by_slug(connection, card.arxiv)
     assert (paper.card, paper.title, paper.abstract, paper.published) == (SLUG, card.title, "Abstract.", "2023-01-02")
+
+
+@pytest.mark.parametrize("known_by", ["arxiv", "title"])
+def test_a_source_names_the_authors_of_a_paper_of_the_catalogue_and_they_stay(database, store, known_by):
+    bring(database, store)
+    card = load_catalogue()[SLUG]
+    given = (
+        {"title": "As the file has it", "arxiv": card.arxiv} if known_by == "arxiv" else {"title": card.title.upper()}
+    )
+    given |= {"authors": ["Grace Hopper", "Ada Lovelace"], "year": card.year}
+    with writing(database) as connection:
+        added = add(connection, [checked("file:papers", given)], NOW)
+    assert (added.new, added.updated) == (0, 1)
+    bring(database, store)
+    with database.connect() as connection:
+        paper = by_slug(connection, SLUG)
+    assert (paper.authors, paper.title, paper.source) == (("Grace Hopper", "Ada Lovelace"), card.title, "catalogue")

@@ -11,6 +11,7 @@ _JOURNAL = re.compile(
     r"journal|transactions|letters|review|proceedings of the national|\bopen\b|nature|TMLR|JMLR|PAMI", re.I
 )
 _ACCENT = re.compile(r"\\(?=[&%#_$]|[\"'`^~=.]\{?[A-Za-z\\]|[cuvHkrbd]\{[A-Za-z]\})")
+_ACTS = re.compile(r"[{}$\\&%#_]")
 _STOP = frozenset("a an and are as at by can do does for from how in is it of on or the to what when why with".split())
 
 
@@ -35,7 +36,7 @@ def bibtex(paper: Paper) -> str:
 
 def _key(paper: Paper) -> str:
     """Return "lovelace2023frozen": family name of the first author, year, first telling word of the title."""
-    family = _ascii(paper.authors[0].split(",")[0].split()[-1]) if paper.authors and paper.authors[0].split() else ""
+    family = _ascii((paper.authors[0].partition(",")[0].split() or [""])[-1]) if paper.authors else ""
     words = [_ascii(word) for word in re.findall(r"\w+", paper.title)]
     word = next((word for word in words if word and word not in _STOP), "")
     return f"{family}{paper.year or ''}{word}" if family else re.sub(r"[^A-Za-z0-9:.-]", "", paper.slug)
@@ -54,6 +55,8 @@ def _name(author: str) -> str:
 def _tex(text: str) -> str:
     """Return text for a field: mathematics stays, what TeX would act on is escaped, braces are balanced."""
     flat = " ".join(text.split())
+    if not _ACTS.search(flat):
+        return flat
     flat = flat if _is_balanced(flat) else flat.replace("{", "").replace("}", "")
     parts = flat.split("$")
     if len(parts) % 2 == 0:  # an odd dollar is a dollar

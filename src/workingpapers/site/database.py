@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import JSON, Connection, Engine, Select, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -41,7 +42,7 @@ def open_database(url: str) -> Engine:
             raise UserError(f"The page keeps its data in SQLite or PostgreSQL; got {shown}.")
         if place.get_backend_name() == "sqlite" and place.database:
             Path(place.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sqlalchemy.create_engine(place, pool_pre_ping=True)
+        engine = sqlalchemy.create_engine(place, pool_pre_ping=place.get_backend_name() == "postgresql")
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
@@ -57,6 +58,20 @@ def writing(engine: Engine) -> Any:
     On SQLite it takes the writer's place at once, so that it cannot fail half-way because another writer came first.
     """
     return engine.execution_options(writes=True).begin()
+
+
+def rows(connection: Connection, query: Select[Any], values: Mapping[str, Any] | None = None) -> list[Sequence[Any]]:
+    """Return all rows of a query, for those that have many.
+
+    SQLite's driver gives up the interpreter's lock at each row and waits for it again, for milliseconds while another
+    thread computes; so it is asked for a single row that holds all of them, as JSON.
+    """
+    if connection.dialect.name != "sqlite":
+        return list(connection.execute(query, values or {}).all())
+    listed = query.subquery().c
+    values_ = [func.json(it) if isinstance(it.type, JSON) else it for it in listed]
+    whole = connection.execute(select(func.json_group_array(func.json_array(*values_))), values or {})
+    return list(json.loads(whole.scalar_one()))
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:

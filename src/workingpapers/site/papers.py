@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import BindParameter, Connection, RowMapping, bindparam, select
+from sqlalchemy import BindParameter, Connection, Row, bindparam, func, select
 
 from workingpapers.errors import UserError
 from workingpapers.site.schema import paper_topics, papers
@@ -58,23 +59,26 @@ class Paper:
     added: float
 
 
-_COLUMNS = [papers.c[name] for name in Paper.__dataclass_fields__ if name != "topics"]
+_NAMES = tuple(Paper.__dataclass_fields__)
+_PLACED = func.aggregate_strings(paper_topics.c.topic, " ")  # ids of topics hold no spaces
+_COLUMNS = [
+    select(_PLACED).where(paper_topics.c.paper_id == papers.c.id).scalar_subquery()
+    if name == "topics"
+    else papers.c[name]
+    for name in _NAMES
+]
 # Built once: putting a statement of this many columns together takes longer than running it.
 _IDS: BindParameter[int] = bindparam("ids", expanding=True)
 _BY_IDS = select(*_COLUMNS).where(papers.c.id.in_(_IDS))
-_TOPICS = select(paper_topics).where(paper_topics.c.paper_id.in_(_IDS)).order_by(paper_topics.c.topic)
-_BY_SLUG = select(papers.c.id).where(papers.c.slug == bindparam("slug"))
+_BY_SLUG = select(*_COLUMNS).where(papers.c.slug == bindparam("slug"))
 
 
 def by_ids(connection: Connection, ids: Sequence[int]) -> list[Paper]:
     """Return papers in the order of their ids; ids that are not there (any more) are left out."""
     if not ids:
         return []
-    rows = {row["id"]: row for row in connection.execute(_BY_IDS, {"ids": ids}).mappings()}
-    topics: dict[int, list[str]] = {}
-    for number, topic in connection.execute(_TOPICS, {"ids": ids}):
-        topics.setdefault(number, []).append(topic)
-    return [_paper(rows[number], topics.get(number, ())) for number in ids if number in rows]
+    found = {paper.id: paper for paper in map(_paper, connection.execute(_BY_IDS, {"ids": ids}))}
+    return [found[number] for number in ids if number in found]
 
 
 def by_slug(connection: Connection, slug: str) -> Paper:
@@ -84,12 +88,15 @@ def by_slug(connection: Connection, slug: str) -> Paper:
         UserError: no paper has that slug.
     """
     known = "\0" not in slug  # PostgreSQL refuses to compare with a NUL
-    number = connection.execute(_BY_SLUG, {"slug": slug}).scalar() if known else None
-    if number is None:
+    row = connection.execute(_BY_SLUG, {"slug": slug}).first() if known else None
+    if row is None:
         raise UserError(f"No paper at {slug!r}.")
-    return by_ids(connection, [number])[0]
+    return _paper(row)
 
 
-def _paper(row: RowMapping, topics: Iterable[str]) -> Paper:
-    lists = {"authors": tuple(row["authors"]), "keywords": tuple(row["keywords"]), "topics": tuple(topics)}
-    return Paper(**dict(row) | lists)
+def _paper(row: Row[Any]) -> Paper:
+    values = dict(zip(_NAMES, row, strict=True))
+    for name in ("authors", "keywords"):
+        values[name] = tuple(values[name])
+    values["topics"] = tuple(sorted((values["topics"] or "").split()))
+    return Paper(**values)

@@ -186,8 +186,9 @@ def _write(connection: Connection, rows: Sequence[Row], now: float) -> None:
     new = {row.values["slug"]: row for row in rows if row.new}
     changed = [row for row in rows if row.old and not row.new]
     if new:
-        connection.execute(insert(papers), [row.values for row in new.values()])
-        for number, slug in connection.execute(select(papers.c.id, papers.c.slug).where(papers.c.slug.in_(new))):
+        # With RETURNING many rows make one statement, and after each statement FTS5 writes out what it indexed.
+        put = insert(papers).returning(papers.c.id, papers.c.slug)
+        for number, slug in connection.execute(put, [row.values for row in new.values()]):
             new[slug].id = number
     if changed:
         values = [row.values | {"id": row.id, "updated": now} for row in changed]

@@ -15,7 +15,7 @@ from workingpapers.site.search.vectors import Vectors
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch, tmp_path):
-    monkeypatch.setattr(embed, "_AT_ONCE", 4)
+    monkeypatch.setattr(embed, "AT_ONCE", 4)
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
 
 

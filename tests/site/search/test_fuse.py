@@ -6,74 +6,79 @@ import pytest
 from papers_made import made
 
 from workingpapers.site.database import writing
-from workingpapers.site.search.fuse import (
-    LONG,
-    PHRASE,
-    TITLE_LONG,
-    TITLE_SHORT,
-    WORDS_ALL_THERE,
-    WORDS_LONG,
-    WORDS_PARTLY,
-    fused,
-)
+from workingpapers.site.search.fuse import COVERED, TITLE, VERBATIM, WORDS, fused
 from workingpapers.site.search.plan import Plan
-from workingpapers.site.search.query import parse
+from workingpapers.site.search.query import Term, parse
 
 
 @pytest.fixture
-def shelved(sqlite_database):
-    with writing(sqlite_database) as connection:
-        ids = [made(connection, 1, title=title)[0] for title in ("Deep graphs", "Graph of depth", "Something")]
-    return sqlite_database, ids
+def shelved(database):
+    with writing(database) as connection:
+        ids = [made(connection, 1, title=title)[0] for title in ("Deep graphs", "A graph of depth", "Something")]
+    return database, ids
+
+
+def score(engine, text, words, cosines, frequencies=None):
+    query = parse(text)
+    with engine.connect() as connection:
+        plan = Plan(query.words, frequencies or (9,) * len(query.words), {}, {})
+        return fused(connection, query, plan, words, cosines)
 
 
 def test_the_definition(shelved):
-    engine, (phrase, graph, other) = shelved
-    query = parse("deep graph")
-    plan = Plan(query.words, (100, 9), {}, {})
-    with engine.connect() as connection:
-        scores = fused(connection, query, plan, {phrase: 4.0, graph: 2.0}, {graph: 0.5, other: 0.8, phrase: -0.1})
+    engine, (whole, graph, other) = shelved
+    cosines = {graph: 0.5, other: 0.8, whole: -0.1}
+    scores = score(engine, "deep graph", {whole: 1.0, graph: 0.4}, cosines, (100, 9))
     deep, of_graph = math.log(1 + 1e5 / 101), math.log(1 + 1e5 / 10)
-    w = WORDS_ALL_THERE
     wanted = {
-        phrase: w + TITLE_SHORT + PHRASE,
-        graph: w / 2 + (1 - w) * 0.5 + TITLE_SHORT * of_graph / (deep + of_graph),
-        other: (1 - w) * 0.8,
+        whole: WORDS + TITLE + COVERED + VERBATIM / 4,
+        graph: 0.5 + 0.4 * WORDS + TITLE * of_graph / (deep + of_graph) + COVERED / 2,  # of "graph" and "depth"
+        other: 0.8,
     }
     assert scores == pytest.approx(wanted)
-    assert list(scores) == [phrase, graph, other]
+    assert list(scores) == [whole, graph, other]
 
 
-def test_words_that_no_paper_has_all_of_are_trusted_less_and_authors_count(shelved):
+def test_authors_count_like_the_title(shelved):
     engine, (_, graph, other) = shelved
-    query = parse("turing policies")
+    scores = score(engine, "turing policies", {graph: 1.0}, {other: 1.0})  # every paper here is by Turing and another
+    assert scores == pytest.approx({graph: WORDS + TITLE / 2, other: 1 + TITLE / 2})
+
+
+def test_what_was_meant_counts_like_what_was_typed(shelved):
+    engine, (whole, *_) = shelved
+    query = parse("dep")
     with engine.connect() as connection:
-        scores = fused(connection, query, Plan(query.words, (9, 9), {}, {}), {graph: 1.0}, {other: 1.0})
-    share = TITLE_SHORT / 2  # every paper here is by Turing and another
-    assert scores == pytest.approx({graph: WORDS_PARTLY + share, other: 1 - WORDS_PARTLY + share})
+        plan = Plan((Term((("depp",), ("deep", "graph")), None, "dep"),), (1,), {}, {})
+        assert fused(connection, query, plan, {whole: 0.0}, None) == pytest.approx({whole: TITLE + COVERED})
 
 
-def test_a_query_of_many_words_trusts_them_more(shelved):
-    engine, (phrase, _, other) = shelved
-    query = parse("deep a1 a2 a3 a4 a5 a6")
-    plan = Plan(query.words, (9,) * LONG, {}, {})
-    with engine.connect() as connection:
-        scores = fused(connection, query, plan, {phrase: 1.0}, {other: 1.0})
-    assert scores == pytest.approx({phrase: WORDS_LONG + TITLE_LONG / LONG, other: 1 - WORDS_LONG})
+@pytest.mark.parametrize(
+    ("typed", "share"),
+    [
+        ("The Cost is 100% of_it", 1.0),
+        ("the cost is 100%.", 0.75),
+        ("cost is 100", 0.5),
+        ("cost is", 0.0),  # two words stand in too many abstracts
+        ("the cost is 1000 of_it", 0.0),
+        ("the cost_is 100% of_it", 0.0),  # % and _ stand for themselves
+        ("the%of_it now then", 0.0),
+    ],
+)
+def test_a_sentence_of_the_abstract_as_it_was_typed(database, typed, share):
+    with writing(database) as connection:
+        (one,) = made(
+            connection, 1, title="Something", abstract="We know: the cost is 100% of_it. No more.", authors=[]
+        )
+    assert score(database, typed, {one: 1.0}, None) == pytest.approx({one: WORDS + VERBATIM * share})
 
 
-def test_without_embeddings_words_have_all_the_weight(shelved):
+def test_without_embeddings_and_without_papers(shelved):
     engine, (_, _, other) = shelved
-    with engine.connect() as connection:
-        assert fused(connection, parse("x"), Plan((), (), {}, {}), {other: 3.0}, None) == {other: 1.0}
-        assert fused(connection, parse("x"), Plan((), (), {}, {}), {}, None) == {}
+    assert score(engine, "x", {other: 0.5}, None) == {other: WORDS / 2}
+    assert score(engine, "x", {}, None) == {}
 
 
-def test_papers_beyond_those_compared_follow_in_their_order(shelved, monkeypatch):
-    engine, ids = shelved
-    monkeypatch.setattr("workingpapers.site.search.fuse._LOOKED_AT", 1)
-    query = parse("something")
-    words = {ids[0]: 3.0, ids[1]: 1.0, ids[2]: 2.0}
-    with engine.connect() as connection:
-        scores = fused(connection, query, Plan(query.words, (1,), {}, {}), words, None)
-    assert list(scores) == [ids[0], ids[2], ids[1]]
+def test_papers_that_went_in_the_meantime_are_left_out(shelved):
+    engine, (whole, *_) = shelved
+    assert list(score(engine, "x", {whole: 0.5, 10_000: 1.0}, {})) == [whole]

@@ -3,8 +3,9 @@
 from papers_made import made
 
 from workingpapers.site.database import writing
+from workingpapers.site.schema import papers
 from workingpapers.site.search import fulltext, plan
-from workingpapers.site.search.plan import Frequencies, Plan, planned, steps
+from workingpapers.site.search.plan import Frequencies, by_words, planned
 from workingpapers.site.search.query import Term, parse
 from workingpapers.site.search.spelling import Speller
 
@@ -13,32 +14,72 @@ def terms(*words):
     return tuple(Term(((word,),)) for word in words)
 
 
-def test_rare_words_lead_and_common_ones_follow(sqlite_database, monkeypatch):
-    monkeypatch.setattr(plan, "MOST_RANKED", 10)
-    fulltext.ensure(sqlite_database)
-    asked = terms("common", "rare", "middling", "nowhere")
-    with sqlite_database.connect() as connection:
-        found = list(steps(connection, Plan(asked, (50, 2, 7, 0), {}, {}), ()))
-    rare, middling, common = asked[1], asked[2], asked[0]
-    assert found == [[[rare, middling], [common]], [[common]]]
+def brought(engine, text, *, thorough=False, limits=(), count=50):
+    query = parse(text)
+    with engine.connect() as connection:
+        plan_ = planned(connection, query, Frequencies(), Speller(engine))
+        return by_words(connection, plan_, query.needed, limits, count, thorough=thorough)
 
 
-def test_words_that_are_all_too_common_are_looked_for_in_titles(sqlite_database, monkeypatch):
+def test_papers_with_all_the_words_hold_all_and_others_less(database):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        (both,) = made(connection, 1, title="Rare words", abstract="")
+        (rare,) = made(connection, 1, title="Rare", abstract="")
+        made(connection, 5, title="Common words", abstract="")
+    found = brought(database, "rare words")
+    assert found.pop(both) == 1.0
+    assert 0 < found.pop(rare) <= 0.5
+    assert all(0 < score <= 0.5 for score in found.values())
+
+
+def test_words_in_too_many_papers_bring_none_in_by_themselves(database, monkeypatch):
+    monkeypatch.setattr(plan, "MOST_RANKED", 4)
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        (both,) = made(connection, 1, title="Rare words", abstract="")
+        (rare,) = made(connection, 1, title="Rare", abstract="")
+        made(connection, 5, title="Common words", abstract="")
+    assert set(brought(database, "rare words")) == {both, rare}
+    # Where words alone bring papers in, twice as many are ranked, and those must have any of the others.
     monkeypatch.setattr(plan, "MOST_RANKED", 2)
-    fulltext.ensure(sqlite_database)
-    with writing(sqlite_database) as connection:
-        made(connection, 5, abstract="common words")
-        (group,) = steps(connection, Plan(terms("common", "words"), (5, 5), {}, {}), ())
-    assert group == [[Term((("common",),), "title")], [Term((("words",),), "title")]]
+    assert set(brought(database, "rare words", thorough=True)) == {both}
 
 
-def test_phrases_must_hold_in_every_step(sqlite_database):
-    fulltext.ensure(sqlite_database)
-    (must,) = parse('"a phrase"').needed
-    with sqlite_database.connect() as connection:
-        assert list(steps(connection, Plan((), (), {}, {}), [must])) == [[[must]]]
-        (first,) = steps(connection, Plan(terms("x"), (1,), {}, {}), [must])
-        assert first == [[must], [*terms("x")]]
+def test_of_too_many_papers_with_all_the_words_those_with_them_in_title_and_authors_count(database, monkeypatch):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        made(connection, 6, title="Other", abstract="common words", authors=[])
+        (titled,) = made(connection, 1, title="Common", abstract="words", authors=["Ada Words"])
+    monkeypatch.setattr(plan, "MOST_RANKED", 4)
+    assert brought(database, "common words", count=3) == {titled: 1.0}
+    monkeypatch.setattr(plan, "MOST_RANKED", 10)  # few enough to rank: the best of the others follow
+    found = brought(database, "common words", count=3)
+    assert titled in found
+    assert set(found.values()) == {1.0}
+    assert len(found) == 3
+
+
+def test_words_that_are_in_no_title_still_find(database, monkeypatch):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        made(connection, 6, title="Other", abstract="common words", authors=[])
+    monkeypatch.setattr(plan, "MOST_RANKED", 4)
+    assert len(brought(database, "common words", count=3)) == 3
+
+
+def test_phrases_and_limits_must_hold_in_every_step(database):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        (one,) = made(connection, 1, title="Deep phrase with rare words", year=2020)
+        made(connection, 1, title="Deep phrase with rare words", year=2021)
+        made(connection, 1, title="Deep other phrase with rare words", year=2020)
+        (two,) = made(connection, 1, title="Good phrase and rare people", year=2020)
+    limits = [papers.c.year == 2020]
+    assert set(brought(database, '"good phrase" rare words', limits=limits)) == {two}
+    assert set(brought(database, '"deep phrase" rare nothing', limits=limits)) == {one}
+    assert set(brought(database, '"deep phrase"', limits=limits)) == {one}
+    assert brought(database, "", limits=limits) == {}
 
 
 def test_words_that_say_nothing_count_only_where_there_are_no_others(sqlite_database):

@@ -3,16 +3,18 @@ import email.policy
 import re
 import time
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from workingpapers.papers.topics import load_topics
 from workingpapers.site import people, trending
 from workingpapers.site.database import writing
 from workingpapers.site.papers import by_slug
 from workingpapers.site.schema import outbox, picks, sessions, users
+from workingpapers.site.web import pages
 
 BOARD = "/leaderboards/demo-standard-openmoji-efficientnet-lite0-quick"
 PAGES = [
@@ -302,3 +304,39 @@ def test_anonymous_votes_lead_to_signing_in(client):
     answer = client.post("/papers/paper-23/vote", headers={"Sec-Fetch-Site": "same-origin"})
     assert answer.status_code == 303
     assert answer.headers["location"].startswith("/sign-in?next=")
+
+
+@pytest.mark.parametrize("slug", ["paper-6", "hostile", "nobody"])
+def test_a_paper_is_the_same_whoever_makes_its_page(client, world, monkeypatch, tmp_path, slug):
+    request = SimpleNamespace(app=world.app)
+    assert not pages._is_quick(request, slug)  # there is no index of embeddings
+    in_a_thread = client.get(f"/papers/{slug}?thread")
+    (tmp_path / "index").touch()
+    monkeypatch.setattr(pages, "index_file", lambda engine: tmp_path / "index")
+    assert pages._is_quick(request, slug)
+    assert not pages._is_quick(request, "moment-probing")  # a catalogue paper's page is much work
+    at_once = client.get(f"/papers/{slug}?loop")
+    assert (at_once.status_code, at_once.text) == (in_a_thread.status_code, in_a_thread.text)
+
+
+def test_a_database_that_takes_no_changes_is_told_and_read_on(signed_in, world):
+    def read_only(connection, *_):
+        connection.execute("PRAGMA query_only = ON")
+
+    def back(connection, *_):
+        connection.execute("PRAGMA query_only = OFF")
+
+    here = {"Sec-Fetch-Site": "same-origin"}
+    engine = world.app.state.engine
+    event.listen(engine, "checkout", read_only)
+    event.listen(engine, "checkin", back)
+    try:
+        answer = signed_in.post("/papers/paper-25/vote", headers=here)
+        page = signed_in.get("/papers/paper-25")
+    finally:
+        event.remove(engine, "checkout", read_only)
+        event.remove(engine, "checkin", back)
+    assert (answer.status_code, answer.headers["retry-after"], page.status_code) == (503, "60", 200)
+    assert "nothing was changed" in answer.text
+    assert 'aria-pressed="true"' not in page.text
+    assert signed_in.post("/papers/paper-25/vote", headers=here).status_code == 303

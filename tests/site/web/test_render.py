@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from fastapi import HTTPException, Request
 from hypothesis import given
@@ -5,7 +7,18 @@ from hypothesis import strategies as st
 from markupsafe import escape
 
 from workingpapers.errors import UserError
-from workingpapers.site.web.render import day, gist, is_web, math_title, or_missing, problem, query, short_count
+from workingpapers.site.web.render import (
+    authors_line,
+    dated,
+    day,
+    gist,
+    is_web,
+    math_title,
+    or_missing,
+    problem,
+    query,
+    short_count,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +57,29 @@ def test_first_lines_end_with_a_word(text):
 )
 def test_days_are_written_out(value, shown):
     assert day(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"), [("", ""), ("a", "a"), ("ab", "a, b"), ("abcd", "a, b and 2 more"), ("<", "<")]
+)
+def test_many_authors_are_counted(names, shown):
+    assert authors_line(tuple(names), 2) == shown
+
+
+@pytest.mark.parametrize(
+    ("venue", "year", "published", "arxiv", "shown"),
+    [
+        ("ICML", 2017, None, None, "ICML, 2017"),
+        ("ICML 2017", 2017, None, None, "ICML 2017"),
+        ("", 2017, None, "1706.1", "arXiv, 2017"),
+        ("", None, None, None, ""),
+        ("<b>", None, "2017-06-12", None, '&lt;b&gt; · <time datetime="2017-06-12">12 June 2017</time>'),
+        ("", 2017, "2017-06-12", None, '<time datetime="2017-06-12">12 June 2017</time>'),
+    ],
+)
+def test_where_and_when_a_paper_appeared(venue, year, published, arxiv, shown):
+    paper = SimpleNamespace(venue=venue, year=year, published=published, arxiv=arxiv)
+    assert str(dated(paper)) == shown
 
 
 def test_counts_are_short():

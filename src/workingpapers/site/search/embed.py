@@ -10,7 +10,7 @@ from workingpapers.site.database import writing
 from workingpapers.site.schema import embeddings, papers
 from workingpapers.site.search.encoder import MODEL, Encoder, digest, embedded_text, make_encoder
 
-_AT_ONCE = 256  # papers per commit: some seconds of work, all that a kill can cost
+AT_ONCE = 256  # papers per commit: some seconds of work, all that a kill can cost
 
 _JOINED = papers.outerjoin(embeddings, and_(embeddings.c.paper_id == papers.c.id, embeddings.c.model == MODEL))
 _MISSING = embeddings.c.paper_id.is_(None)
@@ -57,7 +57,7 @@ def embed_missing(
 def _next(engine: Engine, last: int) -> dict[int, str]:
     """Return the texts of the next papers to embed, by id."""
     found = select(papers.c.id, papers.c.title, papers.c.abstract).select_from(_JOINED)
-    found = found.where(_MISSING, papers.c.id > last).order_by(papers.c.id).limit(_AT_ONCE)
+    found = found.where(_MISSING, papers.c.id > last).order_by(papers.c.id).limit(AT_ONCE)
     with engine.connect() as connection:
         return {number: embedded_text(title, abstract) for number, title, abstract in connection.execute(found)}
 

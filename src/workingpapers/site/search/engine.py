@@ -6,7 +6,6 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,8 @@ from workingpapers.site.search.encoder import Encoder, load_encoder
 from workingpapers.site.search.filters import SORTS, Filters, conditions, ordered
 from workingpapers.site.search.fuse import fused
 from workingpapers.site.search.highlight import Marker
-from workingpapers.site.search.plan import ENOUGH, Frequencies, Plan, planned, steps
-from workingpapers.site.search.query import Query, Term, parse, split
+from workingpapers.site.search.plan import Frequencies, Plan, by_words, planned
+from workingpapers.site.search.query import Query, parse, split
 from workingpapers.site.search.spelling import Speller
 from workingpapers.site.search.vectors import Vectors
 from workingpapers.site.settings import Settings
@@ -174,38 +173,22 @@ class Searcher:
                 title = connection.execute(select(papers.c.title).where(papers.c.id == paper_id)).scalar() or ""
                 words = parse(" ".join(split(title)))
                 plan = planned(connection, words, self._frequencies, self._speller)
-                ids = list(self._by_words(connection, plan, (), [], k + 1))
+                found = by_words(connection, plan, (), [], k + 1, thorough=True)
+                ids = sorted(found, key=lambda number: -found[number])
             return by_ids(connection, [number for number in ids if number != paper_id][:k])
 
     def _by_relevance(
         self, connection: Connection, query: Query, plan: Plan, limits: list[ColumnElement[bool]]
     ) -> dict[int, float]:
         """Return the scores of the papers found by words and by meaning, the best first."""
-        words = self._by_words(connection, plan, query.needed, limits, BY_WORDS)
         vector = self._vector(query, plan)
+        words = by_words(connection, plan, query.needed, limits, BY_WORDS, thorough=vector is None)
         if vector is None:
             return fused(connection, query, plan, words, None)
         needed = [fulltext.holding(connection.dialect.name, [[term]]) for term in query.needed]
         near = self._near(connection, vector, [*limits, *needed])
-        return fused(
-            connection, query, plan, words, self._vectors.similarities(vector, [*words, *(near - words.keys())])
-        )
-
-    def _by_words(
-        self,
-        connection: Connection,
-        plan: Plan,
-        needed: Sequence[Term],
-        limits: list[ColumnElement[bool]],
-        count: int,
-    ) -> dict[int, float]:
-        scores: dict[int, float] = {}
-        for groups in steps(connection, plan, needed):
-            for number, score in fulltext.ranked(connection, groups, limits, count):
-                scores[number] = max(score, scores.get(number, 0.0))
-            if len(scores) >= ENOUGH:
-                break
-        return dict(sorted(scores.items(), key=lambda pair: (-pair[1], pair[0])))
+        cosines = self._vectors.similarities(vector, list(words.keys() | near))
+        return fused(connection, query, plan, words, cosines)
 
     def _vector(self, query: Query, plan: Plan) -> NDArray[np.float32] | None:
         """Return the embedding of a query's words, typos corrected; None where there is no encoder or no vector."""

@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 
-from workingpapers.site.database import writing
+from workingpapers.site.database import rows, writing
 from workingpapers.site.schema import papers
 from workingpapers.site.search.query import Term
 
@@ -79,11 +79,18 @@ def ranked(
     """
     index = _index(connection.dialect.name)
     query = select(index.number, index.score).where(index.matches(bindparam("asked")), *index.weighing)
-    if conditions:  # tried paper by paper, so that the full-text index always leads
-        query = query.where(exists().where(papers.c.id == index.number, *conditions))
+    query = query.where(*_within(index, conditions))
     query = query.order_by(index.order).limit(limit)
-    values = {"asked": index.expression(groups)}
-    return [(number, abs(score)) for number, score in connection.execute(query, values)]
+    return [(number, abs(score)) for number, score in rows(connection, query, {"asked": index.expression(groups)})]
+
+
+def matching(
+    connection: Connection, groups: Groups, conditions: Sequence[ColumnElement[bool]], limit: int
+) -> list[int]:
+    """Return papers that match, in no order, up to a limit; arguments as of `ranked`."""
+    index = _index(connection.dialect.name)
+    query = select(index.number).where(index.matches(bindparam("asked")), *_within(index, conditions)).limit(limit)
+    return [number for (number,) in rows(connection, query, {"asked": index.expression(groups)})]
 
 
 def count(connection: Connection, groups: Groups) -> int:
@@ -147,12 +154,19 @@ class _TsVector:
         """Return the groups in the language of `to_tsquery`."""
 
         def said(term: Term) -> str:
-            label = f":{_LABELS[term.place]}" if term.place else ""
+            label = f":{''.join(_LABELS[it] for it in term.place.split())}" if term.place else ""
             return " | ".join(
                 "(" + " <-> ".join(f"'{word}'{label}" for word in phrase) + ")" for phrase in term.phrases
             )
 
         return " & ".join(f"({' | '.join(said(term) for term in group)})" for group in groups)
+
+
+def _within(
+    index: type[_Fts5] | type[_TsVector], conditions: Sequence[ColumnElement[bool]]
+) -> Sequence[ColumnElement[bool]]:
+    """Return conditions on papers as tried paper by paper, so that the full-text index always leads."""
+    return [exists().where(papers.c.id == index.number, *conditions)] if conditions else []
 
 
 def _index(dialect: str) -> type[_Fts5] | type[_TsVector]:

@@ -1,26 +1,28 @@
 """How the words of a query are looked for: which of them are typos, and which bring papers in.
 
-Ranking costs by the paper that matches, so of many words only the most telling ones, those in the fewest papers, bring
-papers in; the others count towards the score of those that were brought.
+Papers with all the words come first, and are found fast. Ranking costs by the paper that matches and by the paper that
+has any of the words, so of many words only the most telling ones, those in the fewest papers, bring in others.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
-from sqlalchemy import Connection
+from sqlalchemy import ColumnElement, Connection
 
 from workingpapers.site.search import fulltext
 from workingpapers.site.search.query import STOP, Query, Term
 from workingpapers.site.search.spelling import Speller
 
-MOST_RANKED = 4000  # papers that one query may rank, and papers times terms: about a millisecond for every 3,000
-MOST_WORK = 20_000
+MOST_RANKED = 2000  # papers that one query may rank: some milliseconds
 MOST_TERMS = 8  # telling ones, and as many others
-ENOUGH = 50  # papers; where the telling words bring fewer, others are looked for too
+ENOUGH = 50  # papers; where all the words bring fewer, the telling ones are looked for too
+_HEAD = "title authors"
 _RARE, _MUCH_RARER = 3, 50  # in so few papers, and so much rarer than its neighbour, a word may be a typo in them too
 _KEPT = 50_000  # frequencies
 
@@ -99,29 +101,46 @@ def _known_or_apart(connection: Connection, terms: Sequence[Term], frequencies: 
             yield from (Term(((part,),), None, part) for part in term.phrases[0] if part not in STOP)
 
 
-def steps(connection: Connection, plan: Plan, needed: Sequence[Term]) -> Iterator[list[list[Term]]]:
-    """Yield what to rank papers by, until there are enough.
+def by_words(
+    connection: Connection,
+    plan: Plan,
+    needed: Sequence[Term],
+    limits: Sequence[ColumnElement[bool]],
+    count: int,
+    *,
+    thorough: bool,
+) -> dict[int, float]:
+    """Return papers that words bring in, with how much of the query each holds, at most 1.
 
-    First the telling words: any of them, and any of the others. Then papers with all of the others, or, where these
-    are too many to rank, with all of them in the title.
+    Those with all the words hold it all. Where they are many, it is those with all of them in title and authors; where
+    they are few, the best papers with any of the telling words follow: half of a paper's score over the best one's.
+
+    Args:
+        connection: that may read.
+        plan: the words; needed: what must hold for every paper.
+        limits: on columns of papers, which must hold too.
+        count: of papers from each step, at most.
+        thorough: where nothing but words brings papers in: more of them are ranked, and by the other words too.
     """
     must = [[term] for term in needed]
     by_rarity = sorted((number, place) for place, number in enumerate(plan.frequencies) if number)
-    most = min(MOST_RANKED, MOST_WORK // max(1, min(len(by_rarity), 2 * MOST_TERMS)))
-    telling: list[Term] = []
-    others: list[Term] = []
-    total = 0
-    for number, place in by_rarity:
-        total += number
-        fits = total <= most and len(telling) < MOST_TERMS
-        (telling if fits else others).append(plan.terms[place])
-    others = others[:MOST_TERMS]
-    if telling:
-        yield [*must, telling, *([others] if others else [])]
-    if others:
-        groups = [*must, *([term] for term in others)]
-        if fulltext.count(connection, groups) > MOST_RANKED:
-            groups = [*must, *([Term(term.phrases, "title", term.typed)] for term in others)]
-        yield groups
-    if must and not by_rarity:
-        yield must
+    words = [plan.terms[place] for _, place in by_rarity]
+    if not words and not must:
+        return {}
+    most = MOST_RANKED * (2 if thorough else 1)
+    every = [*must, *([term] for term in words)]
+    whole = fulltext.matching(connection, every, limits, most + 1)
+    if len(whole) > count:
+        titled = [*must, *([Term(term.phrases, _HEAD, term.typed)] for term in words)]
+        best = fulltext.ranked(connection, titled, limits, count)
+        if len(best) < ENOUGH and len(whole) <= most:
+            best += fulltext.ranked(connection, every, limits, count)
+        whole = [number for number, _ in best] or whole[:count]
+    found = dict.fromkeys(whole, 1.0)
+    rarest = list(itertools.accumulate(number for number, _ in by_rarity))
+    telling = words[: min(MOST_TERMS, bisect.bisect_right(rarest, most))]
+    if len(found) < ENOUGH and telling:
+        others = words[len(telling) :][:MOST_TERMS] if thorough else []
+        ranked = fulltext.ranked(connection, [*must, telling, *([others] if others else [])], limits, count)
+        found = {number: score / ranked[0][1] / 2 for number, score in ranked} | found
+    return found

@@ -47,7 +47,7 @@ class Term:
 
     Attributes:
         phrases: alternatives; each is words that must stand beside each other, of letters and digits alone.
-        place: where they must stand: "title", "authors" or "venue"; None for anywhere.
+        place: where they must stand: "title", "authors" or "venue", or several, spaces between; None for anywhere.
         typed: the text that it comes from.
     """
 

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from workingpapers import __version__
@@ -62,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (static_files, find, pages, boards, account, subscribe, feed_routes, api):
         app.include_router(module.router)
     app.add_exception_handler(UserError, _user_error)
+    app.add_exception_handler(OperationalError, _database_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     for layer, options in (  # the last one added is the first one met
@@ -102,6 +104,15 @@ def _bring_catalogue(app: FastAPI) -> None:
 
 def _user_error(request: Request, error: Exception) -> Response:
     return problem(request, 400, str(error))
+
+
+def _database_error(request: Request, error: Exception) -> Response:
+    """Answer where the database is away, full or locked: what was to be changed was not."""
+    log.error("%s %s: the database failed", request.method, request.url.path, exc_info=error)
+    message = (
+        "The database cannot be used just now, so nothing was changed. It was written to the log; try again later."
+    )
+    return problem(request, 503, message, {"Retry-After": "60"})
 
 
 def _http_error(request: Request, error: Exception) -> Response:

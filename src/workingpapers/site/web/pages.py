@@ -8,6 +8,7 @@ from datetime import date
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse, Response
 from sqlalchemy import Connection, func, select
 
@@ -18,6 +19,7 @@ from workingpapers.site import marks, people, placed, trending
 from workingpapers.site.citation import bibtex
 from workingpapers.site.papers import Paper, by_ids, by_slug
 from workingpapers.site.schema import papers, picks
+from workingpapers.site.search.vectors import index_file
 from workingpapers.site.web.render import or_missing, page
 from workingpapers.site.web.session import recognise
 
@@ -110,8 +112,25 @@ def citation(request: Request, slug: str) -> Response:
 
 
 @router.get("/papers/{slug}")
-def paper_page(request: Request, slug: str) -> Response:
+async def paper_page(request: Request, slug: str) -> Response:
     """Answer with a paper's page."""
+    if _is_quick(request, slug):
+        return _paper_page(request, slug)
+    return await run_in_threadpool(_paper_page, request, slug)
+
+
+def _is_quick(request: Request, slug: str) -> bool:
+    """Return whether a paper's page takes less time than the interpreter loses when a thread makes it (a third).
+
+    A local file answers at once; a server must be waited for. Without an index of embeddings, similar papers are
+    searched for by words. Papers of the catalogue have much to show.
+    """
+    state = request.app.state
+    is_local = state.engine.dialect.name == "sqlite" and state.settings.embeddings
+    return is_local and slug not in load_catalogue() and index_file(state.engine).exists()
+
+
+def _paper_page(request: Request, slug: str) -> Response:
     state = request.app.state
     user = getattr(request.state, "user", None)
     with state.engine.connect() as connection:

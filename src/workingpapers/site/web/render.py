@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from workingpapers import __version__
 from workingpapers.errors import UserError
 from workingpapers.runs.present import FILTERS, GLOBALS, TEMPLATES, Places
+from workingpapers.site.papers import Paper
 from workingpapers.site.web import static_files
 from workingpapers.site.web.strip import difference_strip
 
@@ -35,7 +36,7 @@ TITLES = {
     422: "That can’t be answered",
     429: "Too many requests",
     500: "Something broke",
-    503: "Too slow just now",
+    503: "Not just now",
 }
 
 
@@ -52,6 +53,8 @@ def environment() -> Environment:
     )
     templates.filters |= FILTERS | {
         "math": math_title,
+        "authors": authors_line,
+        "dated": dated,
         "day": day,
         "short": short_count,
         "query": query,
@@ -103,9 +106,27 @@ def or_missing() -> Iterator[None]:
 
 def math_title(text: str) -> Markup:
     """Return a title with simple LaTeX mathematics ($x$) in italics; everything is escaped, all else stays as it is."""
+    if "$" not in text:
+        return escape(text)
     parts = _MATH.split(text)
     marked = (Markup("<i>{}</i>").format(p.strip()) if i % 2 else escape(p) for i, p in enumerate(parts))
     return Markup("").join(marked)
+
+
+def authors_line(authors: Sequence[str], most: int = 4) -> str:
+    """Return names with commas between them; "and 3 more" stands for those after the first `most`."""
+    more = f" and {len(authors) - most} more" if len(authors) > most else ""
+    return ", ".join(authors[:most]) + more
+
+
+def dated(paper: Paper) -> Markup:
+    """Return where and when a paper appeared: "ICML, 2017", or its day where that is known."""
+    place = paper.venue or ("arXiv" if paper.arxiv else "")
+    if paper.published:
+        when = Markup('<time datetime="{}">{}</time>').format(paper.published, day(paper.published))
+        return Markup("{} · {}").format(place, when) if place else when
+    year = str(paper.year) if paper.year and not place[-4:].isdigit() else ""
+    return escape(", ".join(filter(None, (place, year))))
 
 
 def gist(text: str, most: int = 280) -> str:
