@@ -30,7 +30,7 @@ from workingpapers.site.search.query import STOP, Query, folded, split, stem
 
 # Fitted to the tuning queries of benchmarks/site/search_quality.py; values near them do as well within the noise.
 WORDS, TITLE, COVERED, VERBATIM = 0.4, 1.9, 0.75, 1.6  # W, T, V, P
-_LOOKED_AT = 150  # papers whose titles and abstracts are compared; those after them stay in the order of c + W w
+_LOOKED_AT = 250  # papers whose titles and abstracts are compared; those after them stay in the order of c + W w
 _FEWEST = 3  # words that are looked for in abstracts as they were typed
 _MANY = 1e5  # N: only ratios of weights count, and these hardly depend on it
 
