@@ -7,7 +7,6 @@ import gc
 import os
 import signal
 import socket
-import sys
 import threading
 import webbrowser
 
@@ -25,9 +24,6 @@ _IDLE = 15  # seconds that a connection may stay open unused
 # Requests leave few cycles behind; looking for them at the interpreter's own pace stops everybody, again and again, for
 # longer than a page takes.
 _COLLECT = (20_000, 20, 50)
-_TURN = (
-    0.0005  # seconds that a thread may keep the interpreter from others; what is in the cache must not wait for more
-)
 
 
 def run(host: str, port: int, *, database: str | None, store: str | None, open_: bool) -> None:
@@ -62,7 +58,6 @@ def run(host: str, port: int, *, database: str | None, store: str | None, open_:
     )
     gc.freeze()  # what is there by now stays for good: collections need not look at it again and again
     gc.set_threshold(*_COLLECT)
-    sys.setswitchinterval(_TURN)
     click.echo(f"The page is at {here} (Ctrl-C stops it)", err=True)
     if open_:
         threading.Timer(0.5, webbrowser.open, [here]).start()
