@@ -13,7 +13,8 @@ rows of block m see, each key once, for e = min(near_m, a_m):
 LM-Infinite) make one. Keys are read where they lie: time is that of the scores, memory that of lists and output.
 
 The kernel wants Triton and an NVIDIA GPU since Ampere (or Triton's interpreter, anywhere, for tests): `available` says
-whether it can serve. It does not train. A NaN in a value of `near` may come out in all rows of a block.
+whether it can serve. It has been compiled for GPUs but has run in the interpreter alone, so that no method of this room
+calls it yet. It does not train. A NaN in a value of `near` may come out in all rows of a block.
 
 Source: the online softmax in tiles is that of Dao, "FlashAttention-2", ICLR 2024, arXiv 2307.08691; the patterns are
 those of the methods.

@@ -2,7 +2,7 @@
 
 The table of embeddings is the truth; the file is made from it and may be deleted. It is an HNSW graph (Malkov and
 Yashunin, 2018) of usearch with vectors in half precision, read through a memory map: pages that nobody asks for cost no
-memory. With PostgreSQL the file is in the user's cache.
+memory. With PostgreSQL the file is in the user's cache: both databases rank alike, and no extension is needed.
 """
 
 from __future__ import annotations
