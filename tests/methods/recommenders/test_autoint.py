@@ -59,13 +59,16 @@ def naive_layer(layer, x):
     "options",
     [{}, {"residual": False}, {"scale": True, "heads": 1}, {"scale": True, "rectify": True, "layer_norm": True}],
 )
-def test_a_layer_by_its_definition(options):
-    layer, x = double(4, 6, **options)
+@pytest.mark.parametrize("width", [4, 17])  # a layer of wider vectors computes the same in another way
+def test_a_layer_by_its_definition(options, width):
+    layer, x = double(width, 6, **options)
+    assert layer.unprojected == (width == 4 and not layer.rectify)
     torch.testing.assert_close(layer(x), naive_layer(layer, x))
 
 
-def test_gradients():
-    layer, x = double(3, 4)
+@pytest.mark.parametrize("width", [3, 17])
+def test_gradients(width):
+    layer, x = double(width, 4)
     assert torch.autograd.gradcheck(lambda x, *w: layer(x), (x[:2, :3].requires_grad_(), *layer.parameters()))
 
 

@@ -67,6 +67,15 @@ def test_a_row_without_values_is_zero():
     assert out[2, 1].eq(0).all()  # and finite, for it isn't divided by zero
 
 
+def test_categories_alone_leave_no_direction_to_train():
+    schema = Schema.fit([pd.DataFrame({"a": ["x", "y"], "b": ["u", "u"]})], min_count=1)
+    embedding = FieldEmbedding(schema, 3)
+    embedding(schema.encode(pd.DataFrame({"a": ["x"], "b": ["u"]}))).sum().backward()
+    assert {name for name, p in embedding.named_parameters() if p.requires_grad} == {"table.table.weight"}
+    assert embedding.table.table.weight.grad.abs().sum() == 6  # two fields of three numbers
+    assert embedding.state_dict()["directions"].shape == (0, 3)  # as saved models hold it
+
+
 def test_any_table_can_be_given(encoded):
     schema, rows = encoded
     made = []

@@ -86,7 +86,7 @@ class CrossNetwork(nn.Module):
         first = e.flatten(1)
         x = first
         for cross in self.crosses:
-            x = first * cross(x) + x
+            x = torch.addcmul(x, first, cross(x))
         found: Tensor = self.out(torch.cat([x, self.deep(first).relu()], dim=1)).squeeze(1)
         return found
 

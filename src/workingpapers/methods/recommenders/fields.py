@@ -64,7 +64,9 @@ class FieldEmbedding(nn.Module):
         )
         self._multi = [field.name for field in multi]
         self._owner = {f.name: place[f.shares or f.name] for f in schema.of_kind("multi", "sequence")}
-        self.directions = nn.Parameter(torch.empty(len(numerical), dim).normal_(std=0.01))
+        # Without numerical fields it is empty and stays out of training, or processes would wait for its gradient.
+        directions = torch.empty(len(numerical), dim).normal_(std=0.01)
+        self.directions = nn.Parameter(directions, requires_grad=bool(numerical))
 
     def forward(self, rows: Rows) -> Tensor:
         """Return (B, F, d)."""
@@ -72,8 +74,9 @@ class FieldEmbedding(nn.Module):
         for name in self._multi:
             vectors, real = self.lists(rows, name)
             parts.append(vectors.sum(1, keepdim=True) / real.sum(1).clamp(min=1).view(-1, 1, 1))
-        parts.append(rows.numbers[:, :, None] * self.directions)
-        return torch.cat(parts, dim=1)
+        if len(self.directions):
+            parts.append(rows.numbers[:, :, None] * self.directions)
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def lists(self, rows: Rows, name: str) -> tuple[Tensor, Tensor]:
         """Return the vectors of a multi or sequence field, (B, L, d), zero at padding, and which are real, (B, L)."""
