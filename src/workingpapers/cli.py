@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from errno import EDQUOT, ENOSPC
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from workingpapers import __version__
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, first_line, unknown_name
 from workingpapers.site.commands.digest import digest
 from workingpapers.site.commands.mcp import mcp
 from workingpapers.site.commands.serve import serve
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 # What comes with the extra "site" alone.
-_OF_THE_PAGE = ("fastapi", "itsdangerous", "mcp", "onnxruntime", "starlette", "usearch", "uvicorn")
+_OF_THE_PAGE = ("fastapi", "itsdangerous", "math_core", "mcp", "onnxruntime", "starlette", "usearch", "uvicorn")
 
 
 class _Papers(click.Group):
@@ -46,12 +47,14 @@ class _Papers(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
+            if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+                click.echo(f"papers: what was to be written has no room: {error}", err=True)
+                ctx.exit(2)
             if isinstance(error, ModuleNotFoundError) and error.name in _OF_THE_PAGE:
                 needed = f"needs {error.name}, which is not installed: pip install 'workingpapers[site]'"
                 click.echo(f"papers: `papers {ctx.invoked_subcommand}` {needed}", err=True)
                 ctx.exit(2)
-            summary = str(error).strip().split("\n")[0]
-            click.echo(f"papers: {type(error).__name__}: {summary}", err=True)
+            click.echo(f"papers: {type(error).__name__}: {first_line(error)}", err=True)
             click.echo("This looks like a bug; `papers --debug ...` shows where it happened.", err=True)
             ctx.exit(1)
 
@@ -98,15 +101,13 @@ def list_(task: str | None, topic: str | None, year: int | None, status: str | N
     from workingpapers.runs.store import Store
 
     runs = Store(store).runs()
-    shown = terminal.table("slug", "year", "task", "status", "title", names=["year", "task", "status"])
-    number = 0
+    rows = []
     for card in select(task=task, topic=topic, year=year):
         state = claims.status(card, claims.findings(card, runs))
         if status in (None, state):
-            shown.add_row(card.slug, str(card.year), card.task or "", state, terminal.one_line(card.title))
-            number += 1
-    terminal.show(shown)
-    terminal.say(f"{number} paper{'' if number == 1 else 's'}")
+            rows.append((card.slug, str(card.year), card.task or "", state, card.title))
+    terminal.show(terminal.titles(("slug", "year", "task", "status", "title"), rows))
+    terminal.say(f"{len(rows)} paper{'' if len(rows) == 1 else 's'}")
 
 
 @main.command(epilog="Example:  papers search 'few labels frozen features'")
@@ -122,10 +123,8 @@ def search(query: tuple[str, ...], limit: int) -> None:
     if not hits:
         terminal.say(f"No paper matches {' '.join(query)!r}.")
         return
-    shown = terminal.table("slug", "year", "task", "title", names=["year", "task"])
-    for hit in hits[:limit]:
-        shown.add_row(hit.card.slug, str(hit.card.year), hit.card.task or "", terminal.one_line(hit.card.title))
-    terminal.show(shown)
+    rows = [(hit.card.slug, str(hit.card.year), hit.card.task or "", hit.card.title) for hit in hits[:limit]]
+    terminal.show(terminal.titles(("slug", "year", "task", "title"), rows))
     if len(hits) > limit:
         terminal.say(f"{limit} of {len(hits)} papers; --limit shows more")
 
@@ -212,10 +211,16 @@ def _run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that `try` and `reproduce` share."""
     options: list[Callable[..., Any]] = [
         click.option("--seeds", default=5, show_default=True, help="Seeds; three or more give a verdict."),
-        click.option("--budget", type=click.Choice(["quick", "full"]), default="quick", show_default=True),
+        click.option(
+            "--budget",
+            type=click.Choice(["quick", "full"]),
+            default="quick",
+            show_default=True,
+            help="How much data, training and tuning each entry may use.",
+        ),
         click.option("--workers", default=1, show_default=True, help="Runs at a time; more than 1 disturbs timings."),
         click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, local."),
-        click.option("--timeout", type=float, metavar="S", help="Seconds that one run may take."),
+        click.option("--timeout", type=float, metavar="SECONDS", help="What one run may take at most."),
         click.option("--threads", default=1, show_default=True, help="Threads of the numerical libraries per run."),
         _store_option,
         click.option("--force", is_flag=True, help="Repeat runs that the store has already."),
@@ -304,7 +309,8 @@ class _Live:
             if run.key not in self._seen:
                 self._seen.add(run.key)
                 result = f"{run.measured['fit_seconds']:.1f} s" if run.status == "ok" else f"{run.status}: {run.error}"
-                self._terminal.say(f"{len(self._seen)}/{progress.total} {run.entry}, seed {run.seed}: {result}")
+                said = "".join(f" ({remark})" for remark in run.settings.get("remarks", ()))
+                self._terminal.say(f"{len(self._seen)}/{progress.total} {run.entry}, seed {run.seed}: {result}{said}")
 
 
 @main.command(epilog="Example:  papers leaderboard probe --setting label-efficiency")
@@ -317,7 +323,7 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
     """Print the leaderboards of a TASK from the runs in the store."""
     from workingpapers import terminal
     from workingpapers.runs.leaderboard import leaderboard as rank
-    from workingpapers.runs.leaderboard import leaderboards
+    from workingpapers.runs.present import all_boards
     from workingpapers.runs.store import Store
     from workingpapers.tasks.protocol import load_task
 
@@ -325,8 +331,14 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
         load_task(task).setting(setting)
     chosen = {"task": load_task(task).name if ":" not in task else task}
     chosen |= {name: value for name, value in (("setting", setting), ("data", data)) if value}
-    boards = leaderboards(Store(store).runs(**chosen))
+    runs = Store(store)
+    boards, left_out = all_boards(runs.runs(**chosen))
+    for remark in left_out:
+        terminal.say(remark)
     if not boards:
+        known = {run.data for run in runs.runs(task=chosen["task"])}
+        if data and data not in known and known:
+            raise unknown_name("data set", data, known, of=f"the runs of {task}")
         raise UserError(f"No runs of {' '.join(chosen.values())} in the store yet. `papers try {task}` makes them.")
     if metric:  # settings measure different things: those that measure this one; the first complains if none does
         having = [board for board in boards if any(metric == known.name for known in board.setting.metrics)]
@@ -369,18 +381,18 @@ def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdo
 def rank_features(file: str, label: str, limit: int) -> None:
     """Rank the columns of a table. OutRank's scores don't favour columns of many values.
 
-    FILE is a CSV or Parquet file; it is read in batches and may be larger than memory.
+    FILE is a CSV or Parquet file; it is read in batches and may be larger than memory. The score is the mutual
+    information with the label less what noise with the same value counts would have.
     """
     from workingpapers import terminal
     from workingpapers.methods.tables.outrank import rank_file
 
     ranked = rank_file(file, label)
-    numbers = ["score", "nats", "coverage %", "values"]
+    numbers = ["score nats", "information nats", "coverage %", "values"]
     shown = terminal.table("column", *numbers, right=numbers)
     for row in ranked.head(limit).to_dict("records"):
-        score, nats = f"{row['score']:+.5f}", f"{row['mutual_information']:.5f}"
-        column = terminal.one_line(str(row["feature"]))
-        shown.add_row(column, score, nats, f"{100 * row['coverage']:.0f}", f"{row['values']:,.0f}")
+        score, plain = f"{row['score']:+.5f}", f"{row['mutual_information']:.5f}"
+        shown.add_row(str(row["feature"]), score, plain, f"{100 * row['coverage']:.0f}", f"{row['values']:,.0f}")
     terminal.show(shown)
     if len(ranked) > limit:
         terminal.say(f"{limit} of {len(ranked)} columns; --limit shows more")

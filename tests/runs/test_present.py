@@ -8,6 +8,7 @@ from demo import EVIL, METRICS, run
 from workingpapers.runs.leaderboard import Estimate, leaderboards
 from workingpapers.runs.present import (
     BADGES,
+    FILTERS,
     Places,
     all_boards,
     as_json,
@@ -86,3 +87,4 @@ def test_half_widths_step_back():
     accuracy = METRICS[0]
     assert str(spread(Estimate(91.44, 0.31), accuracy)) == "91.4<span class=half> ± 0.3</span>"
     assert str(spread(Estimate(-2.0, math.inf), accuracy, signed=True)) == "−2.0"
+    assert FILTERS["interval"](Estimate(-2.0, 0.5), accuracy, signed=True) == "−2.0 ± 0.5"

@@ -88,6 +88,11 @@ def test_names_stay_in_one_piece():
     assert fields(bibtex(paper(authors=authors)))[2]["author"] == "{Smith and Sons} and Lovelace, Ada and {A, B, C, D}"
 
 
+def test_the_key_is_of_words_not_of_mathematics():
+    assert "{lovelace2023regression," in bibtex(paper(title="$\\ell_p$-Regression"))
+    assert "{lovelace2023cost," in bibtex(paper(title="An $\\widetilde{O}(n)$-Cost \\emph{Algorithm}"))
+
+
 def test_without_authors_the_slug_is_the_key():
     assert fields(bibtex(paper(authors=())))[1] == "some-slug"
 

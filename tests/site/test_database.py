@@ -4,11 +4,11 @@ import threading
 
 import pytest
 import sqlalchemy
-from sqlalchemy import insert, inspect, select, text
+from sqlalchemy import func, insert, inspect, select, text
 
 from workingpapers.errors import UserError
 from workingpapers.runs.store import Run, Store
-from workingpapers.site.database import MIGRATIONS, open_database, writing
+from workingpapers.site.database import MIGRATIONS, open_database, rows, writing
 from workingpapers.site.schema import metadata, users
 
 
@@ -18,6 +18,28 @@ def test_an_empty_database_gets_every_table(database):
         assert connection.execute(text("SELECT version FROM site_schema")).scalars().all() == [len(MIGRATIONS)]
 
 
+def test_a_database_of_the_first_version_is_brought_up_to_date(database):
+    with writing(database) as connection:
+        connection.execute(text("DROP INDEX ix_papers_source"))
+        connection.execute(text("UPDATE site_schema SET version = 1"))
+        connection.execute(insert(users).values(email="a@b.c", created=0))
+    again = open_database(database.url.render_as_string(hide_password=False))
+    assert "ix_papers_source" in {index["name"] for index in inspect(again).get_indexes("papers")}
+    with again.connect() as connection:
+        assert connection.execute(text("SELECT version FROM site_schema")).scalar_one() == len(MIGRATIONS)
+        assert connection.execute(select(users.c.email)).scalars().all() == ["a@b.c"]
+    again.dispose()
+
+
+def test_papers_are_looked_up_and_counted_by_source_without_reading_them_all(sqlite_database):
+    def plan(query):
+        with sqlite_database.connect() as connection:
+            return " ".join(row[-1] for row in connection.execute(text(f"EXPLAIN QUERY PLAN {query}")))
+
+    assert "COVERING INDEX ix_papers_source" in plan("SELECT source, count(*) FROM papers GROUP BY source")
+    assert "SEARCH papers USING INDEX" in plan("SELECT * FROM papers WHERE slug = 'x'")
+
+
 def test_opening_again_changes_nothing(database):
     with writing(database) as connection:
         connection.execute(insert(users).values(email="a@b.c", created=1.5))
@@ -25,6 +47,19 @@ def test_opening_again_changes_nothing(database):
     with again.connect() as connection:
         assert connection.execute(select(users.c.email, users.c.created)).all() == [("a@b.c", 1.5)]
     again.dispose()
+
+
+def test_rows_come_back_as_they_were_written(database):
+    instants = [1795672522.1641772, 0.1 + 0.2, 0.0, -1e-300, 1e15 / 3]
+    with writing(database) as connection:
+        for number, instant in enumerate(instants):
+            connection.execute(insert(users).values(email=f"{number}@b.c", created=instant))
+    query = select(users.c.email, users.c.created).order_by(users.c.id)
+    unconfirmed = select(func.nullif(users.c.created, users.c.created)).limit(1)
+    with database.connect() as connection:
+        found = [tuple(row) for row in rows(connection, query)]
+        assert found == [(f"{number}@b.c", instant) for number, instant in enumerate(instants)]
+        assert [tuple(row) for row in rows(connection, unconfirmed)] == [(None,)]
 
 
 def test_two_writers_wait_for_each_other(database):

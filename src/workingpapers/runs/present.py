@@ -146,7 +146,8 @@ def provenance(board: Leaderboard) -> dict[str, Any]:
     budgets = [run.settings["budget"] for run in board.runs if isinstance(run.settings.get("budget"), dict)]
     settings["seeds"] = ", ".join(str(seed) for seed in sorted({run.seed for run in board.runs}))
     settings |= _distinct(budgets[-1:])
-    settings.pop("name", None)
+    for shown_elsewhere in ("name", "remarks"):
+        settings.pop(shown_elsewhere, None)
     settings["label column"] = settings.pop("label", "")
     hardware["memory, GiB"] = hardware.pop("memory_gb", "")
     prints = {run.data_fingerprint[:16] for run in board.runs}, {run.model_fingerprint[:16] for run in board.runs}
@@ -207,9 +208,14 @@ def _ordered(names: Iterable[str]) -> Counter[str]:
     return Counter({name: found[name] for name in BADGES if found[name]})
 
 
+def _interval(value: Estimate, metric: Metric, *, signed: bool = False) -> str:
+    """Return a value as `interval` writes it, with a minus instead of a hyphen."""
+    return interval(value, metric, signed=signed).replace("-", "−")
+
+
 def spread(value: Estimate, metric: Metric, *, signed: bool = False) -> Markup:
     """Return a value as `interval` writes it, the half width marked up to step back behind the mean."""
-    mean, sign, half = interval(value, metric, signed=signed).replace("-", "−").partition(" ± ")
+    mean, sign, half = _interval(value, metric, signed=signed).partition(" ± ")
     return Markup("{}<span class=half>{}{}</span>").format(mean, sign, half) if sign else escape(mean)
 
 
@@ -221,7 +227,7 @@ def prose(text: str) -> Markup:
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "count": count,
-    "interval": interval,
+    "interval": _interval,
     "number": number,
     "reported": reported,
     "seconds": seconds,

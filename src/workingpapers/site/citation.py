@@ -12,6 +12,7 @@ _JOURNAL = re.compile(
 )
 _ACCENT = re.compile(r"\\(?=[&%#_$]|[\"'`^~=.]\{?[A-Za-z\\]|[cuvHkrbd]\{[A-Za-z]\})")
 _ACTS = re.compile(r"[{}$\\&%#_]")
+_MATHS = re.compile(r"\$[^$]*\$|\\[A-Za-z]+")
 _STOP = frozenset("a an and are as at by can do does for from how in is it of on or the to what when why with".split())
 
 
@@ -37,7 +38,8 @@ def bibtex(paper: Paper) -> str:
 def _key(paper: Paper) -> str:
     """Return "lovelace2023frozen": family name of the first author, year, first telling word of the title."""
     family = _ascii((paper.authors[0].partition(",")[0].split() or [""])[-1]) if paper.authors else ""
-    words = [_ascii(word) for word in re.findall(r"\w+", paper.title)]
+    title = _MATHS.sub(" ", paper.title)
+    words = [_ascii(word) for word in re.findall(r"\w+", title)]
     word = next((word for word in words if word and word not in _STOP), "")
     return f"{family}{paper.year or ''}{word}" if family else re.sub(r"[^A-Za-z0-9:.-]", "", paper.slug)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy
-from sqlalchemy import JSON, Connection, Engine, Select, event, func, select, text
+from sqlalchemy import JSON, ColumnElement, Connection, Engine, Float, Select, case, event, func, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -18,8 +19,16 @@ from workingpapers.site.schema import metadata
 
 _WAIT_MS = 30_000  # that a writer waits for its turn
 
-# One function per version, from an empty database on; what has been released is never changed, only added to.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all,)
+
+def _index_papers(connection: Connection) -> None:
+    """How many papers came from where, and which have changed, is known without reading them all."""
+    connection.execute(text("CREATE INDEX IF NOT EXISTS ix_papers_source ON papers (source)"))
+    connection.execute(text("CREATE INDEX IF NOT EXISTS papers_changed ON papers (updated, id)"))
+
+
+# One function per version, from an empty database on; what has been released is never changed, only added to. The first
+# makes the schema as it is today, so that a later one may find its work done.
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, _index_papers)
 
 
 def open_database(url: str) -> Engine:
@@ -68,10 +77,20 @@ def rows(connection: Connection, query: Select[Any], values: Mapping[str, Any] |
     """
     if connection.dialect.name != "sqlite":
         return list(connection.execute(query, values or {}).all())
-    listed = query.subquery().c
-    values_ = [func.json(it) if isinstance(it.type, JSON) else it for it in listed]
-    whole = connection.execute(select(func.json_group_array(func.json_array(*values_))), values or {})
-    return list(json.loads(whole.scalar_one()))
+    whole: list[Sequence[Any]] = json.loads(connection.execute(_as_json(query), values or {}).scalar_one())
+    return whole
+
+
+@functools.lru_cache(maxsize=64)  # building a statement takes longer than running it; modules keep theirs
+def _as_json(query: Select[Any]) -> Select[str]:
+    return select(func.json_group_array(func.json_array(*map(_in_json, query.subquery().c))))
+
+
+def _in_json(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return a column as an element of a JSON array, a float with all its digits: SQLite would write fifteen."""
+    if isinstance(column.type, Float):
+        return case((column.is_not(None), func.json(func.printf("%!.17g", column))))
+    return func.json(column) if isinstance(column.type, JSON) else column
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:

@@ -55,7 +55,7 @@ papers = Table(
     Column("pdf", String, nullable=False, default=""),
     Column("code", String, nullable=False, default=""),
     Column("keywords", JSON, nullable=False, default=list),
-    Column("source", String, nullable=False),  # the adapter that brought it first
+    Column("source", String, nullable=False, index=True),  # the adapter that brought it first
     Column("citations", Integer, nullable=False, default=0),
     Column("stars", Integer, nullable=False, default=0),
     Column("votes", Integer, nullable=False, default=0),
@@ -64,6 +64,7 @@ papers = Table(
     Column("standing", String),  # the best standing of its claims; None outside the catalogue
     Column("added", Float, nullable=False, index=True),
     Column("updated", Float, nullable=False),
+    Index("papers_changed", "updated", "id"),
 )
 
 paper_topics = Table("paper_topics", metadata, _paper(), Column("topic", String, primary_key=True, index=True))

@@ -169,3 +169,14 @@ CONTRAST = """() => {
     return (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05);
   });
 }"""
+
+
+@pytest.mark.parametrize(
+    ("venue", "year", "place"),
+    [("ICLR 2021", 2020, "ICLR 2021"), ("CVPR 2014 Workshops", 2014, "CVPR 2014 Workshops"), ("COLT", None, "COLT")],
+)
+def test_a_venue_that_names_its_year_gets_no_other(venue, year, place):
+    one = edition()
+    one.sections[0].picks[0] = Pick(paper(0, "A", venue=venue, year=year, abstract="The ``probes''."), "", False)
+    part = letter(SETTINGS, one, 1.76e9).get_body(("plain",)).get_content()
+    assert f"5 more · {place} The ``probes''." in " ".join(part.split())

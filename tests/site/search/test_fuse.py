@@ -6,9 +6,10 @@ import pytest
 from papers_made import made
 
 from workingpapers.site.database import writing
-from workingpapers.site.search.fuse import COVERED, TITLE, VERBATIM, WORDS, fused
+from workingpapers.site.search.fuse import COVERED, ORDERED, TITLE, VERBATIM, WORDS, fused
 from workingpapers.site.search.plan import Plan
 from workingpapers.site.search.query import Term, parse
+from workingpapers.site.search.titles import Titles
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def score(engine, text, words, cosines, frequencies=None):
     query = parse(text)
     with engine.connect() as connection:
         plan = Plan(query.words, frequencies or (9,) * len(query.words), {}, {})
-        return fused(connection, query, plan, words, cosines)
+        return fused(connection, query, plan, words, cosines, Titles(engine))
 
 
 def test_the_definition(shelved):
@@ -31,7 +32,7 @@ def test_the_definition(shelved):
     scores = score(engine, "deep graph", {whole: 1.0, graph: 0.4}, cosines, (100, 9))
     deep, of_graph = math.log(1 + 1e5 / 101), math.log(1 + 1e5 / 10)
     wanted = {
-        whole: WORDS + TITLE + COVERED + VERBATIM / 4,
+        whole: WORDS + TITLE + COVERED + ORDERED + VERBATIM / 4,
         graph: 0.5 + 0.4 * WORDS + TITLE * of_graph / (deep + of_graph) + COVERED / 2,  # of "graph" and "depth"
         other: 0.8,
     }
@@ -50,7 +51,9 @@ def test_what_was_meant_counts_like_what_was_typed(shelved):
     query = parse("dep")
     with engine.connect() as connection:
         plan = Plan((Term((("depp",), ("deep", "graph")), None, "dep"),), (1,), {}, {})
-        assert fused(connection, query, plan, {whole: 0.0}, None) == pytest.approx({whole: TITLE + COVERED})
+        assert fused(connection, query, plan, {whole: 0.0}, None, Titles(engine)) == pytest.approx(
+            {whole: TITLE + COVERED}
+        )
 
 
 @pytest.mark.parametrize(

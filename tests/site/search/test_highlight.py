@@ -55,5 +55,12 @@ def test_a_mark_deep_in_a_long_sentence_is_shown():
     assert "<mark>needle</mark>" in marker("needle").snippet("hay " * 500 + "needle" + " hay" * 500)
 
 
+def test_a_snippet_ends_beside_a_formula_not_within():
+    text = f"{'hay ' * 63}$x \\in \\mathbb{{R}}^d$ needle {'hay ' * 100}"
+    assert "$" not in text[:252]
+    assert marker("hay").snippet(text).count("$") == 2
+    assert marker("needle").snippet(f"{'hay ' * 200}$a. b {'c ' * 90}needle$ {'hay ' * 100}").count("$") == 2
+
+
 def test_a_short_text_is_its_own_snippet():
     assert marker("x").snippet("All of it.") == "All of it."

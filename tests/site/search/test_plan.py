@@ -8,6 +8,7 @@ from workingpapers.site.search import fulltext, plan
 from workingpapers.site.search.plan import Frequencies, by_words, planned
 from workingpapers.site.search.query import Term, parse
 from workingpapers.site.search.spelling import Speller
+from workingpapers.site.search.titles import Titles
 
 
 def terms(*words):
@@ -18,7 +19,7 @@ def brought(engine, text, *, thorough=False, limits=(), count=50):
     query = parse(text)
     with engine.connect() as connection:
         plan_ = planned(connection, query, Frequencies(), Speller(engine))
-        return by_words(connection, plan_, query.needed, limits, count, thorough=thorough)
+        return by_words(connection, plan_, query.needed, limits, count, Titles(engine), thorough=thorough)
 
 
 def test_papers_with_all_the_words_hold_all_and_others_less(database):
@@ -58,6 +59,14 @@ def test_of_too_many_papers_with_all_the_words_those_with_them_in_title_and_auth
     assert titled in found
     assert set(found.values()) == {1.0}
     assert len(found) == 3
+
+
+def test_a_phrase_alone_in_many_papers_brings_those_with_it_in_the_title_first(database):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        made(connection, 6, title="Other", abstract="common words", authors=[])
+        titled = made(connection, plan.ENOUGH, title="Common words", authors=[])
+    assert set(brought(database, '"common words"', count=plan.ENOUGH)) == set(titled)
 
 
 def test_words_that_are_in_no_title_still_find(database, monkeypatch):

@@ -1,4 +1,6 @@
+import html
 import json
+import re
 
 import pytest
 
@@ -40,6 +42,18 @@ def test_a_leaderboard_shows_everything(client, names):
     assert "<script>alert" not in text
     assert f'data-source="/leaderboards/{names["standardope"]}.json"' in text
     assert names["standard./m"] in text  # the same question on other data
+
+
+def test_every_column_has_its_unit_and_something_in_it(client, names):
+    text = client.get(f"/leaderboards/{names['standardope']}").text
+    heads = re.findall(r"<th scope=.col.[^>]*>(.*?)</th>", text)
+    heads = [html.unescape(head).replace("\u00a0", " ") for head in heads]
+    metrics = ["accuracy, %", "vs baseline, points", "verdict", "macro-f1, %", "calibration error"]
+    assert heads == ["entry", *metrics, "seeds", "fit, s", "predict, s", "memory, MB", "parameters"]
+    assert "differences within ± 0.5 points" in text
+    few = client.get(f"/leaderboards/{names['few-shotope']}").text
+    for cells in zip(*(re.findall("<td.*?</td>", row, re.DOTALL) for row in few.split("<tr")[2:]), strict=True):
+        assert any(re.sub("<.*?>", "", cell) for cell in cells)
 
 
 def test_numbers_are_downloaded(client, names):

@@ -3,6 +3,9 @@
 import re
 
 import pytest
+from papers_made import made
+
+from workingpapers.site.database import writing
 
 pytestmark = pytest.mark.browser
 
@@ -165,6 +168,28 @@ def test_code_is_copied_with_a_button(opened, server):
     assert page.evaluate("navigator.clipboard.readText()").startswith("from workingpapers.methods")
 
 
+@pytest.mark.parametrize("width", [320, 1280])
+def test_the_copy_button_covers_no_code(opened, width):
+    page = opened("/papers/moment-probing", width=width)
+    covered = """() => [...document.querySelectorAll('.copied')].filter((frame) => {
+        const [a, b] = ['button', 'pre'].map((name) => frame.querySelector(name).getBoundingClientRect());
+        return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    }).length"""
+    assert page.locator(".copied").count() > 1
+    assert page.evaluate(covered) == 0
+
+
+def test_a_formula_too_long_for_a_phone_scrolls_alone(opened, world):
+    formula = f"${'x+' * 60}x$"
+    with writing(world.app.state.engine) as connection:
+        made(connection, 1, slug="long-formula", title=f"On {formula}", abstract=f"In {formula} steps.")
+    page = opened("/papers/long-formula", width=320)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    assert page.evaluate("document.querySelector('math').namespaceURI") == "http://www.w3.org/1998/Math/MathML"
+    wide = "[...document.querySelectorAll('.formula')].map((e) => e.scrollWidth > e.clientWidth)"
+    assert page.evaluate(wide) == [True, True]
+
+
 def test_the_interactive_plot(opened, paths):
     page = opened(paths["leaderboard"])
     stage = page.locator(".stage")
@@ -180,6 +205,14 @@ def test_the_interactive_plot(opened, paths):
     said = page.locator(".said").inner_text()
     assert re.fullmatch(r"[\w-]+: calibration error 0\.0\d+ ± [\d.]+; learned parameters [\d.]+( [kM])?; .*\.", said)
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == said
+
+
+def test_the_interactive_plot_fits_a_phone(opened, paths):
+    page = opened(paths["leaderboard"], width=320)
+    sizes = "[...document.querySelectorAll('.stage text')].map((e) => e.getBoundingClientRect().height)"
+    assert min(page.evaluate(sizes)) >= 11
+    page.set_viewport_size({"width": 900, "height": 700})
+    page.wait_for_function("document.querySelector('.stage svg').viewBox.baseVal.width > 700")
 
 
 def test_the_plots_points_stand_where_the_numbers_are(opened, paths):

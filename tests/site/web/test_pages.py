@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import pytest
+from papers_made import made
 from sqlalchemy import event, select
 
 from workingpapers.papers.topics import load_topics
@@ -96,9 +97,28 @@ def test_hostile_papers_are_shown_as_text(client, path):
 
 def test_a_hostile_paper_keeps_its_text(client):
     text = client.get("/papers/hostile").text
-    assert "&lt;script&gt;alert(&#39;title&#39;)&lt;/script&gt; <i>x_{&lt;b&gt;}</i>" in text
+    assert "&lt;script&gt;alert(&#39;title&#39;)&lt;/script&gt; <math><msub><mi>x</mi>" in text
     assert "{{ 91*91 }}" in text
     assert "Żółć" in text
+
+
+def test_formulas_are_typeset_where_papers_are_shown_and_raw_where_programs_read(world, client):
+    number = 41
+    title = f"Fast $k_{{{number}}}$-means"
+    with writing(world.app.state.engine) as connection:
+        made(connection, 1, slug=f"math-{number}", title=title, abstract=f"In $O(n^{{{number}}})$ steps. " * 9)
+    world.app.state.searcher.refresh()
+    typeset = f"<math><msub><mi>k</mi><mn>{number}</mn></msub></math>-means"
+    text = client.get(f"/papers/math-{number}").text
+    assert f"<h1>Fast {typeset}</h1>" in text
+    assert f'<math><mi>O</mi><mo stretchy="false">(</mo><msup><mi>n</mi><mn>{number}</mn></msup>' in text
+    assert f"<title>{title} " in text
+    assert f"Vote for {title}" in text
+    found = client.get("/search", params={"q": f"fast k_{number} means"}).text
+    assert f"<mark>Fast</mark> <mark><math><msub><mi>k</mi><mn>{number}</mn>" in found
+    assert f"$O(n^{{{number}}})$" not in found
+    for path in (f"/papers/math-{number}.bib", f"/api/v1/papers/math-{number}", "/feeds/search.atom?q=fast+means"):
+        assert f"$k_{{{number}}}$" in client.get(path).text
 
 
 def test_links_of_ours_lead_somewhere(client):

@@ -86,5 +86,5 @@ def _show(engine: Engine, finder: Finder) -> None:
         for section in edition.sections:
             terminal.say(f"  {section.title}")
             for pick in section.picks:
-                terminal.say(f"    {terminal.one_line(pick.paper.title)} ({pick.why})")
+                terminal.say(f"    {pick.paper.title} ({pick.why})")
     terminal.say(f"{number} due; nothing was written or sent")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import textwrap
 from datetime import date
 from email.message import EmailMessage
@@ -21,6 +22,7 @@ from workingpapers.site.settings import Settings
 _COLUMNS = 72  # of the text
 _GIST, _SUBJECT = 230, 70  # characters
 _AUTHORS = 4
+_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 
 
 def letter(settings: Settings, edition: Edition, now: float) -> EmailMessage:
@@ -97,8 +99,7 @@ def _byline(paper: Paper) -> str:
     names = ", ".join(paper.authors[:_AUTHORS])
     if len(paper.authors) > _AUTHORS:
         names += f" and {len(paper.authors) - _AUTHORS} more"
-    year = str(paper.year or "")
-    place = paper.venue if year in paper.venue else f"{paper.venue} {year}"
+    place = paper.venue if _YEAR.search(paper.venue) else f"{paper.venue} {paper.year or ''}"
     return " · ".join(part for part in (names, place.strip()) if part)
 
 
@@ -108,7 +109,7 @@ def _measured(paper: Paper) -> bool:
 
 
 def _gist(paper: Paper) -> str:
-    return textwrap.shorten((paper.summary or paper.abstract).replace("`", ""), _GIST, placeholder=" ...")
+    return textwrap.shorten(paper.summary.replace("`", "") or paper.abstract, _GIST, placeholder=" ...")
 
 
 def _wrapped(text: str, indent: int = 0) -> str:

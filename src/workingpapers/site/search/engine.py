@@ -24,6 +24,7 @@ from workingpapers.site.search.highlight import Marker
 from workingpapers.site.search.plan import Frequencies, Plan, by_words, planned
 from workingpapers.site.search.query import Query, parse, split
 from workingpapers.site.search.spelling import Speller
+from workingpapers.site.search.titles import Titles
 from workingpapers.site.search.vectors import Vectors
 from workingpapers.site.settings import Settings
 
@@ -90,6 +91,7 @@ class Searcher:
         self._encoder: Encoder | None = None
         self._vectors = Vectors(engine)
         self._speller = Speller(engine)
+        self._titles = Titles(engine)
         self._frequencies = Frequencies()
         self._refreshing = threading.Lock()
         self._due = 0.0
@@ -103,6 +105,7 @@ class Searcher:
             if self._wanted:
                 self._vectors.refresh()
                 self._encoder = self._encoder or load_encoder()
+            self._titles.refresh()
             if self._speller.refresh():
                 self._frequencies.forget()
 
@@ -173,7 +176,7 @@ class Searcher:
                 title = connection.execute(select(papers.c.title).where(papers.c.id == paper_id)).scalar() or ""
                 words = parse(" ".join(split(title)))
                 plan = planned(connection, words, self._frequencies, self._speller)
-                found = by_words(connection, plan, (), [], k + 1, thorough=True)
+                found = by_words(connection, plan, (), [], k + 1, self._titles, thorough=True)
                 ids = sorted(found, key=lambda number: -found[number])
             return by_ids(connection, [number for number in ids if number != paper_id][:k])
 
@@ -182,13 +185,13 @@ class Searcher:
     ) -> dict[int, float]:
         """Return the scores of the papers found by words and by meaning, the best first."""
         vector = self._vector(query, plan)
-        words = by_words(connection, plan, query.needed, limits, BY_WORDS, thorough=vector is None)
+        words = by_words(connection, plan, query.needed, limits, BY_WORDS, self._titles, thorough=vector is None)
         if vector is None:
-            return fused(connection, query, plan, words, None)
+            return fused(connection, query, plan, words, None, self._titles)
         needed = [fulltext.holding(connection.dialect.name, [[term]]) for term in query.needed]
         near = self._near(connection, vector, [*limits, *needed])
         cosines = self._vectors.similarities(vector, list(words.keys() | near))
-        return fused(connection, query, plan, words, cosines)
+        return fused(connection, query, plan, words, cosines, self._titles)
 
     def _vector(self, query: Query, plan: Plan) -> NDArray[np.float32] | None:
         """Return the embedding of a query's words, typos corrected; None where there is no encoder or no vector."""

@@ -12,13 +12,16 @@ What is looked for is a conjunction of groups, each a disjunction of terms.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy.dialects.postgresql  # noqa: F401  registers the types of func.to_tsquery
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Select,
     bindparam,
     column,
     exists,
@@ -78,10 +81,9 @@ def ranked(
         limit: how many.
     """
     index = _index(connection.dialect.name)
-    query = select(index.number, index.score).where(index.matches(bindparam("asked")), *index.weighing)
-    query = query.where(*_within(index, conditions))
-    query = query.order_by(index.order).limit(limit)
-    return [(number, abs(score)) for number, score in rows(connection, query, {"asked": index.expression(groups)})]
+    query = _within(index, _ranked(connection.dialect.name), conditions)
+    asked = {"asked": index.expression(groups), "most": limit}
+    return [(number, abs(score)) for number, score in rows(connection, query, asked)]
 
 
 def matching(
@@ -89,15 +91,14 @@ def matching(
 ) -> list[int]:
     """Return papers that match, in no order, up to a limit; arguments as of `ranked`."""
     index = _index(connection.dialect.name)
-    query = select(index.number).where(index.matches(bindparam("asked")), *_within(index, conditions)).limit(limit)
-    return [number for (number,) in rows(connection, query, {"asked": index.expression(groups)})]
+    query = _within(index, _matching(connection.dialect.name), conditions)
+    return [number for (number,) in rows(connection, query, {"asked": index.expression(groups), "most": limit})]
 
 
 def count(connection: Connection, groups: Groups) -> int:
     """Return how many papers match."""
-    index = _index(connection.dialect.name)
-    query = select(func.count()).select_from(index.table).where(index.matches(bindparam("asked")))
-    return connection.execute(query, {"asked": index.expression(groups)}).scalar_one()
+    dialect = connection.dialect.name
+    return connection.execute(_counting(dialect), {"asked": _index(dialect).expression(groups)}).scalar_one()
 
 
 def holding(dialect: str, groups: Groups) -> ColumnElement[bool]:
@@ -162,14 +163,35 @@ class _TsVector:
         return " & ".join(f"({' | '.join(said(term) for term in group)})" for group in groups)
 
 
-def _within(
-    index: type[_Fts5] | type[_TsVector], conditions: Sequence[ColumnElement[bool]]
-) -> Sequence[ColumnElement[bool]]:
-    """Return conditions on papers as tried paper by paper, so that the full-text index always leads."""
-    return [exists().where(papers.c.id == index.number, *conditions)] if conditions else []
+_Index = type[_Fts5] | type[_TsVector]
 
 
-def _index(dialect: str) -> type[_Fts5] | type[_TsVector]:
+# Built once: putting a statement together takes longer than running it.
+@functools.cache
+def _ranked(dialect: str) -> Select[Any]:
+    index = _index(dialect)
+    query = select(index.number, index.score).where(index.matches(bindparam("asked")), *index.weighing)
+    return query.order_by(index.order).limit(bindparam("most"))
+
+
+@functools.cache
+def _matching(dialect: str) -> Select[Any]:
+    index = _index(dialect)
+    return select(index.number).where(index.matches(bindparam("asked"))).limit(bindparam("most"))
+
+
+@functools.cache
+def _counting(dialect: str) -> Select[int]:
+    index = _index(dialect)
+    return select(func.count()).select_from(index.table).where(index.matches(bindparam("asked")))
+
+
+def _within(index: _Index, query: Select[Any], conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """Return the query with conditions on papers, tried paper by paper, so that the full-text index always leads."""
+    return query.where(exists().where(papers.c.id == index.number, *conditions)) if conditions else query
+
+
+def _index(dialect: str) -> _Index:
     return _TsVector if dialect == "postgresql" else _Fts5
 
 

@@ -13,6 +13,7 @@ from workingpapers.site.search.query import STOP, WORD, Term, folded, stem
 
 SNIPPET = 260  # characters
 _SENTENCE, _SPACE = re.compile(r"[.!?]\s+(?=\S)"), re.compile(r"\s|$")
+_FORMULA = re.compile(r"\$[^$]{1,300}\$")
 
 
 class Marker:
@@ -44,6 +45,7 @@ class Marker:
         if stop > SNIPPET:
             start = _best_start(text, spans)
             stop = stop if start + SNIPPET >= stop else _end_of_word(text, start + SNIPPET)
+            start, stop = _around_formulas(text, start, stop)
         shown = _with_marks(text, spans, start, stop)
         return Markup("").join(("… " if start else "", shown, " …" if stop < len(text) else ""))
 
@@ -96,6 +98,15 @@ def _best_start(text: str, spans: list[tuple[int, int]]) -> int:
     if marks and not worth(best):  # they are deep within a long sentence
         best = _end_of_word(text, max(0, marks[0][0] - SNIPPET // 3))
     return best
+
+
+def _around_formulas(text: str, start: int, stop: int) -> tuple[int, int]:
+    """Return a part's ends, moved outwards where they are within a formula between dollars."""
+    for match in _FORMULA.finditer(text):
+        first, last = match.span()
+        start = first if first < start < last else start
+        stop = last if first < stop < last else stop
+    return start, stop
 
 
 def _end_of_word(text: str, place: int) -> int:

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, Connection
 from workingpapers.site.search import fulltext
 from workingpapers.site.search.query import STOP, Query, Term
 from workingpapers.site.search.spelling import Speller
+from workingpapers.site.search.titles import Titles
 
 MOST_RANKED = 2000  # papers that one query may rank: some milliseconds
 MOST_TERMS = 8  # telling ones, and as many others
@@ -107,6 +108,7 @@ def by_words(
     needed: Sequence[Term],
     limits: Sequence[ColumnElement[bool]],
     count: int,
+    titles: Titles,
     *,
     thorough: bool,
 ) -> dict[int, float]:
@@ -120,6 +122,7 @@ def by_words(
         plan: the words; needed: what must hold for every paper.
         limits: on columns of papers, which must hold too.
         count: of papers from each step, at most.
+        titles: the words of papers' titles and authors.
         thorough: where nothing but words brings papers in: more of them are ranked, and by the other words too.
     """
     must = [[term] for term in needed]
@@ -130,12 +133,13 @@ def by_words(
     most = MOST_RANKED * (2 if thorough else 1)
     every = [*must, *([term] for term in words)]
     whole = fulltext.matching(connection, every, limits, most + 1)
-    if len(whole) > count:
-        titled = [*must, *([Term(term.phrases, _HEAD, term.typed)] for term in words)]
-        best = fulltext.ranked(connection, titled, limits, count)
-        if len(best) < ENOUGH and len(whole) <= most:
-            best += fulltext.ranked(connection, every, limits, count)
-        whole = [number for number, _ in best] or whole[:count]
+    if len(whole) > most:
+        heads = [*must, *([Term(term.phrases, _HEAD, term.typed)] for term in words)]
+        whole = [number for number, _ in fulltext.ranked(connection, heads, limits, count)] or whole[:count]
+    elif len(whole) > count:
+        titled = _titled(connection, whole, [*needed, *words], titles)[:count]
+        ranked = fulltext.ranked(connection, every, limits, count) if len(titled) < ENOUGH else []
+        whole = [*titled, *(number for number, _ in ranked)]
     found = dict.fromkeys(whole, 1.0)
     rarest = list(itertools.accumulate(number for number, _ in by_rarity))
     telling = words[: min(MOST_TERMS, bisect.bisect_right(rarest, most))]
@@ -144,3 +148,14 @@ def by_words(
         ranked = fulltext.ranked(connection, [*must, telling, *([others] if others else [])], limits, count)
         found = {number: score / ranked[0][1] / 2 for number, score in ranked} | found
     return found
+
+
+def _titled(connection: Connection, ids: Sequence[int], words: Sequence[Term], titles: Titles) -> list[int]:
+    """Return the papers with all words in title and authors, titles with few other words first."""
+    import numpy as np
+
+    ids = titles.known(connection, ids)
+    of = titles.of(ids)
+    there = np.flatnonzero(np.logical_and.reduce([of.holding(term) for term in words]))
+    order = there[np.argsort(-of.covered(words)[there], kind="stable")]
+    return [ids[place] for place in order]

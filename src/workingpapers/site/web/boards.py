@@ -56,7 +56,7 @@ def board_csv(request: Request, name: str, hardware: Asked = "") -> Response:
     """Answer with a leaderboard's table."""
     board = _board(request.app.state.measured.now(), name, hardware)
     headers = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(board.to_frame().to_csv(), media_type="text/csv", headers=headers)
+    return Response(board.to_csv(), media_type="text/csv", headers=headers)
 
 
 @router.get("/leaderboards/{name}")

@@ -22,9 +22,11 @@ from workingpapers.runs.present import FILTERS, GLOBALS, TEMPLATES, Places
 from workingpapers.site.papers import Paper
 from workingpapers.site.web import static_files
 from workingpapers.site.web.strip import difference_strip
+from workingpapers.site.web.tex import typeset, typeset_marked
 
 _FOLDERS = (Path(__file__).parent / "templates", TEMPLATES)
-_MATH = re.compile(r"\$([^$]{1,200})\$")
+_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+_QUOTED = re.compile(r"``([^`]{1,200}?)''")
 
 TITLES = {
     400: "That can’t be answered",
@@ -52,7 +54,8 @@ def environment() -> Environment:
         auto_reload=False,
     )
     templates.filters |= FILTERS | {
-        "math": math_title,
+        "math": typeset,
+        "math_marked": typeset_marked,
         "authors": authors_line,
         "dated": dated,
         "day": day,
@@ -104,15 +107,6 @@ def or_missing() -> Iterator[None]:
         raise HTTPException(404, str(error)) from error
 
 
-def math_title(text: str) -> Markup:
-    """Return a title with simple LaTeX mathematics ($x$) in italics; everything is escaped, all else stays as it is."""
-    if "$" not in text:
-        return escape(text)
-    parts = _MATH.split(text)
-    marked = (Markup("<i>{}</i>").format(p.strip()) if i % 2 else escape(p) for i, p in enumerate(parts))
-    return Markup("").join(marked)
-
-
 def authors_line(authors: Sequence[str], most: int = 4) -> str:
     """Return names with commas between them; "and 3 more" stands for those after the first `most`."""
     more = f" and {len(authors) - most} more" if len(authors) > most else ""
@@ -125,14 +119,19 @@ def dated(paper: Paper) -> Markup:
     if paper.published:
         when = Markup('<time datetime="{}">{}</time>').format(paper.published, day(paper.published))
         return Markup("{} · {}").format(place, when) if place else when
-    year = str(paper.year) if paper.year and not place[-4:].isdigit() else ""
+    year = str(paper.year) if paper.year and not _YEAR.search(place) else ""
     return escape(", ".join(filter(None, (place, year))))
 
 
 def gist(text: str, most: int = 280) -> str:
-    """Return the first lines of a text, cut after a word."""
-    flat = " ".join(text.split()).replace("`", "")
-    return flat if len(flat) <= most else f"{flat[:most].rsplit(' ', 1)[0].rstrip(',;:.')} …"
+    """Return the first lines of a text, cut after a word and before a formula rather than within."""
+    flat = _QUOTED.sub(r"“\1”", " ".join(text.split())).replace("`", "")
+    if len(flat) <= most:
+        return flat
+    cut = flat[:most].rpartition(" ")[0] or flat[:most]
+    if cut.count("$") % 2 and "$" in flat[len(cut) :]:
+        cut = cut[: cut.rindex("$")]
+    return f"{cut.rstrip(' ,;:.')} …"
 
 
 def is_web(address: str) -> bool:

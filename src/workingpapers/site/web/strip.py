@@ -46,8 +46,9 @@ def difference_strip(finding: Finding) -> Markup:
     def x(value: float) -> str:
         return f"{_WIDTH / 2 + scale * min(max(value, -reach), reach):.1f}"
 
-    unit = f" {metric.unit}" if metric.unit else ""
-    said = f"{metric.name}: difference {interval(difference, metric, signed=True)}{unit}, {finding.verdict}."
+    unit = {"": "", "%": " points"}.get(metric.unit, f" {metric.unit}")
+    written = interval(difference, metric, signed=True).replace("-", "−")
+    said = f"{metric.name}: difference {written}{unit}, {finding.verdict}."
     kind = {"helps": "helps", "hurts": "hurts", "needs more seeds": "unsure"}.get(finding.verdict or "", "same")
     mark = _MARKS.get(finding.verdict or "", _MARKS["no difference"])
     at = {"x": x(mean), "y": _MIDDLE, "t": _MIDDLE - 6, "b": _MIDDLE + 6}

@@ -17,7 +17,8 @@ const MARKS = {
 };
 const ROUND = "M-5,0 a5,5 0 1,0 10,0 a5,5 0 1,0 -10,0";
 const KIND = { helps: "helps", hurts: "hurts", "needs more seeds": "unsure" };
-const WIDTH = 760, HEIGHT = 420, LEFT = 62, RIGHT = 24, TOP = 34, BOTTOM = 46;
+const RIGHT = 24, TOP = 34, BOTTOM = 46;
+let WIDTH = 760, HEIGHT = 420, LEFT = 62; // as much as there is room for, so that text keeps its size
 
 function element(name, attributes, ...children) {
   const made = document.createElementNS(SVG, name);
@@ -180,15 +181,21 @@ async function start() {
   const [xs, ys] = [section.querySelector("#x-axis"), section.querySelector("#y-axis")];
   for (const cost of costs) xs.add(new Option(COSTS[cost][0], cost));
   for (const metric of metrics) ys.add(new Option(metric.name, metric.name));
+  const stage = section.querySelector(".stage");
   const redraw = () => {
-    section.querySelector(".stage").replaceChildren(draw(board, xs.value, metrics.find((metric) => metric.name === ys.value)));
+    WIDTH = Math.max(280, Math.min(760, stage.clientWidth));
+    [HEIGHT, LEFT] = WIDTH < 500 ? [340, 46] : [420, 62];
+    stage.replaceChildren(draw(board, xs.value, metrics.find((metric) => metric.name === ys.value)));
     section.querySelector(".said").textContent = "";
   };
   xs.addEventListener("change", redraw);
   ys.addEventListener("change", redraw);
   section.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  redraw();
   section.hidden = false;
+  redraw();
+  window.addEventListener("resize", () => {
+    if (stage.clientWidth < 760 || WIDTH < 760) redraw();
+  });
 }
 
 if (section) start();

@@ -1,7 +1,7 @@
 // Small comforts. Every page works without this file.
 
-// A button to copy each block of code.
-for (const block of document.querySelectorAll("pre")) {
+// A button to copy each block of code, beside it or above it, never over it.
+for (const block of document.querySelectorAll("pre:not(.formula)")) {
   if (!navigator.clipboard) break;
   const frame = document.createElement("div");
   frame.className = "copied";
@@ -18,7 +18,7 @@ for (const block of document.querySelectorAll("pre")) {
     }
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
-  frame.append(block, button);
+  frame.append(button, block);
 }
 
 // "/" goes to the search box, as in many places.
