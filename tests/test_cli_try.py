@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -83,6 +84,34 @@ def test_failures_are_shown_and_some_success_is_success(store):
     assert "exit code 3" in done.stdout
 
 
+def test_what_a_run_says_of_itself_is_a_plain_remark(store):
+    words = ("--setting", "trouble", "--entries", "says", "--seeds", "2")
+    done = papers("try", TASK, *words, store=store)
+    assert "says, seed 1: 0.0 s (no value was kept)" in done.stderr
+    assert done.stdout.splitlines()[-1] == "says: no value was kept"
+    assert "UserRemark" not in done.output
+    shown = papers("leaderboard", TASK, store=store)
+    assert shown.stdout.count("no value was kept") == 1
+
+
+def test_a_setting_that_is_gone_hides_no_other(store):
+    papers("try", TASK, "--seeds", "1", "--entries", "better", store=store)
+    kept = Store(store)
+    [run, _] = kept.runs()
+    kept.save(replace(run, key="old", setting="of-an-earlier-version"))
+    done = papers("leaderboard", TASK, store=store)
+    assert done.exit_code == 0
+    assert "better" in done.stdout
+    assert "Unknown setting 'of-an-earlier-version' of task toytask:task." in done.stderr
+
+
+def test_data_that_no_run_in_the_store_used(store):
+    papers("try", TASK, "--seeds", "1", "--entries", "better", store=store)
+    done = papers("leaderboard", TASK, "--data", "numbrs", store=store)
+    assert done.exit_code == 2
+    assert f"Unknown data set 'numbrs' of the runs of {TASK}. Did you mean 'numbers'?" in done.stderr
+
+
 def test_nothing_finished_is_exit_code_1(store):
     done = papers("try", TASK, "--seeds", "1", "--timeout", "1e-9", store=store)
     assert done.exit_code == 1
@@ -99,7 +128,9 @@ def test_nothing_finished_is_exit_code_1(store):
         (["try", TASK, "--data", "missing"], "Unknown data set 'missing'."),
         (["try", TASK, "--seeds", "0"], "seeds is 0; it must be at least 1."),
         (["try", TASK, "--workers", "0"], "workers is 0"),
-        (["try", TASK, "--threads", "-1"], "threads is -1"),
+        (["try", TASK, "--threads", "-1"], "threads is -1; it must be at least 1."),
+        (["try", TASK, "--entries", ","], "entries holds no name."),
+        (["try", TASK, "--model", "pixels"], "model is 'pixels', but the setting 'standard' of task toytask:task uses"),
         (["try", TASK, "--timeout", "0"], "timeout is 0 s; it must be above 0."),
         (["leaderboard", "prob"], "Unknown task 'prob'. Did you mean 'probe'?"),
         (["leaderboard", TASK], "No runs of toytask:task in the store yet."),
@@ -143,6 +174,7 @@ def test_a_store_that_cannot_be_written(tmp_path):
     done = papers("try", TASK, "--seeds", "1", store=str(tmp_path / "file" / "runs.sqlite"))
     assert done.exit_code == 2
     assert "cannot be written" in done.stderr
+    assert "1/3" not in done.stderr  # refused before any run, whose work would be lost
 
 
 @pytest.mark.parametrize("debug", [False, True])

@@ -1,10 +1,12 @@
 """Errors that a user can act on: what was given, and what is nearest to it."""
 
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
-from workingpapers.errors import UserError, import_object, nearest, unknown_name
+from workingpapers.errors import UserError, UserRemark, import_object, nearest, remarks, unknown_name, unreadable
 
 FEW = ["probe", "anomaly", "long-context"]
 MANY = [f"paper-{index:02d}" for index in range(20)]
@@ -27,6 +29,33 @@ def test_an_unknown_name_says_what_it_should_have_been():
     assert isinstance(error, ValueError)
     assert str(error) == "Unknown task 'prob'. Did you mean 'probe'? `papers tasks` lists them."
     assert str(unknown_name("task", "prob", FEW)) == "Unknown task 'prob'. Did you mean 'probe'?"
+    assert str(unknown_name("name", "a", ["b"], of="them")) == "Unknown name 'a' of them. Known: b."
+
+
+def test_remarks_are_collected_once():
+    with remarks() as said:
+        for text in ("first", "second", "first"):
+            warnings.warn(text, UserRemark, stacklevel=1)
+    assert said == ["first", "second"]
+    with pytest.warns(UserRemark, match="afterwards"):
+        warnings.warn("afterwards", UserRemark, stacklevel=1)
+    assert said == ["first", "second"]
+
+
+def test_warnings_of_another_kind_are_no_remarks():
+    with pytest.warns(RuntimeWarning, match="of another kind"), remarks() as said:
+        warnings.warn("of another kind", RuntimeWarning, stacklevel=1)
+    assert said == []
+
+
+def test_an_unreadable_file_is_explained_on_one_line():
+    assert str(unreadable(Path("a.csv"), ValueError("line 3\nand more\n"), " as a table")) == (
+        "a.csv cannot be read as a table: line 3"
+    )
+    assert str(unreadable(Path("a.csv"), EOFError())) == "a.csv cannot be read: EOFError"
+    with pytest.raises(UnicodeDecodeError) as caught:
+        "name,é".encode("latin1").decode()
+    assert "it is not UTF-8 (byte 0xe9); convert it first" in str(unreadable(Path("a.csv"), caught.value))
 
 
 def test_an_object_is_imported_by_its_path(tmp_path, monkeypatch):
@@ -41,8 +70,8 @@ def test_an_object_is_imported_by_its_path(tmp_path, monkeypatch):
     ("path", "message"),
     [
         ("no_such_module:x", "The model 'no_such_module:x' cannot be imported: No module named 'no_such_module'"),
-        ("math:sqroot", "Unknown object of module math 'sqroot'. Did you mean 'sqrt'"),
-        ("math", "Unknown object of module math ''"),
+        ("math:sqroot", "Unknown object 'sqroot' of module math. Did you mean 'sqrt'"),
+        ("math", "Unknown object '' of module math."),
         (":name", "The model ':name' cannot be imported"),
         ("", "The model '' cannot be imported"),
         (".relative:name", "The model '.relative:name' cannot be imported"),

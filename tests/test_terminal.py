@@ -15,6 +15,8 @@ from workingpapers.runs.claims import findings
 from workingpapers.runs.leaderboard import Estimate, leaderboards
 from workingpapers.tasks.protocol import Metric
 
+CATALOGUE = load_catalogue()
+
 
 @pytest.fixture
 def printed(monkeypatch):
@@ -42,20 +44,25 @@ def board(monkeypatch):
 
 
 def titles():
-    made = terminal.table("slug", "year", "title", names=["year"])
-    for card in load_catalogue().values():
-        made.add_row(card.slug, str(card.year), terminal.one_line(card.title))
-    return made
+    return terminal.titles(("slug", "year", "title"), [(c.slug, str(c.year), c.title) for c in CATALOGUE.values()])
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_a_list_has_one_line_a_paper_and_cuts_titles(printed, width):
     lines = printed(width, titles)[1:]
-    assert [line.split()[0] for line in lines] == list(load_catalogue())
+    assert [line.split()[0] for line in lines] == list(CATALOGUE)
     assert max(len(line) for line in lines) <= width
-    for line, card in zip(lines, load_catalogue().values(), strict=True):
+    for line, card in zip(lines, CATALOGUE.values(), strict=True):
         shown = line.split(maxsplit=2)[2]
         assert shown == card.title or card.title.startswith(shown.removesuffix("…"))
+
+
+def test_a_narrow_list_leaves_out_what_a_title_needs_room_for(printed):
+    head, *lines, last = printed(46, titles)
+    assert head.split() == ["slug", "title"]
+    assert last == "not shown for lack of space: year"
+    assert [line.split()[0] for line in lines] == list(CATALOGUE)
+    assert all(len(line) <= 46 for line in lines)
 
 
 def test_names_are_not_broken_where_prose_can_be(printed):
@@ -96,7 +103,8 @@ def test_what_is_too_wide_for_a_table_gets_lines_of_its_own(printed):
 
 def test_a_wide_leaderboard_shows_everything(printed, board):
     lines = printed(200, lambda: terminal.show_leaderboard(board))
-    for head in ("entry", "accuracy", "vs baseline", "verdict", "macro-f1", "calibration error", "fit s", "memory MB"):
+    heads = ("entry", "accuracy %", "vs baseline", "verdict", "macro-f1 %", "calibration error", "fit s", "memory MB")
+    for head in heads:
         assert head in lines[0]
     assert lines[1].startswith("moment-probing ")
     assert any("(baseline)" in line and line.startswith("logistic-regression") for line in lines)
@@ -117,6 +125,34 @@ def test_a_narrow_leaderboard_names_what_it_leaves_out_and_cuts_nothing(printed,
         assert narrow.split()[:5] == wide.split()[:5]  # entry, mean ± half, difference
         assert ("needs more seeds" in narrow) == ("needs more seeds" in wide)
     assert max(len(line) for line in lines) <= width
+
+
+@pytest.mark.parametrize("width", [45, 60])
+def test_where_no_table_has_room_every_number_has_a_line(printed, board, width):
+    whole = printed(200, lambda: terminal.show_leaderboard(board))
+    lines = printed(width, lambda: terminal.show_leaderboard(board))
+    assert lines[0] == "moment-probing"
+    for wide in whole[1:12]:
+        start = lines.index(wide.split()[0])
+        accuracy = next(line for line in lines[start:] if line.startswith("  accuracy %"))
+        assert accuracy.split()[2:] == wide.split()[1:4]  # mean, ±, half
+    assert max(len(line) for line in lines) <= width
+
+
+def test_where_nothing_finished_there_is_no_empty_table(printed, monkeypatch):
+    monkeypatch.setattr(rank, "load_task", lambda name: demo.demo_task())
+    [made] = leaderboards([demo.run("knn", 0, status="failed", error="no luck")])
+    assert printed(40, lambda: terminal.show_leaderboard(made)) == ["knn: failed: no luck"]
+
+
+def test_seeds_are_told_where_rows_have_different_ones(printed, monkeypatch):
+    monkeypatch.setattr(rank, "load_task", lambda name: demo.demo_task())
+    runs = [demo.run("logistic-regression", seed) for seed in range(3)]
+    for others, told in ((3, False), (2, True)):
+        [made] = leaderboards([*runs, *(demo.run("knn", seed) for seed in range(others))])
+        lines = printed(200, lambda made=made: terminal.show_leaderboard(made))
+        assert ("seeds" in lines[0].split()) == told
+        assert terminal.describe(made).endswith("2 to 3 seeds" if told else "3 seeds")
 
 
 def test_the_live_view_goes_by_the_width_of_standard_error(board, monkeypatch):
@@ -173,12 +209,17 @@ def test_the_year_is_not_said_twice(printed):
     [
         (terminal.number(91.43, "%"), "91.4"),
         (terminal.number(0.012345), "0.0123"),
+        (terminal.number(1397), "1400"),
+        (terminal.number(-0.00001234), "-0.0000123"),
+        (terminal.number(float("nan")), "nan"),
         (terminal.count(0), "0"),
         (terminal.count(999), "999"),
         (terminal.count(12_810), "12.8 k"),
         (terminal.count(4_050_000), "4.05 M"),
         (terminal.count(7e9), "7 G"),
         (terminal.seconds(0.0123), "0.012"),
+        (terminal.seconds(0.000018), "0.000018"),
+        (terminal.seconds(0.0), "0"),
         (terminal.seconds(41.4), "41"),
     ],
 )

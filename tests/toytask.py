@@ -3,11 +3,12 @@
 import os
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 from workingpapers.tasks.protocol import Budget, Metric, Prepared, Setting, Task
 
 ACCURACY = Metric("accuracy", higher_is_better=True, unit="%", margin=0.5)
@@ -100,6 +101,13 @@ def eats(train, context):
 def hangs(train, context):
     """Never comes back."""
     time.sleep(3600)
+
+
+@task.entry("trouble")
+def says(train, context):
+    """Finishes, with a remark."""
+    warnings.warn("no value was kept", UserRemark, stacklevel=1)
+    return 40.0
 
 
 @task.entry("trouble")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
 
 
 class UserError(ValueError):
@@ -13,7 +16,39 @@ class UserError(ValueError):
     """
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+class UserRemark(UserWarning):
+    """Something that stops nothing and that the user should know.
+
+    Warnings of this kind are told as plain remarks by the command line, and kept with the run that gave them.
+    """
+
+
+@contextmanager
+def remarks() -> Iterator[list[str]]:
+    """Collect the messages of `UserRemark` warnings, each once; other warnings are shown as ever."""
+    found: list[str] = []
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def collect(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if not issubclass(category, UserRemark):
+                shown(message, category, filename, lineno, file, line)
+            elif str(message) not in found:
+                found.append(str(message))
+
+        warnings.simplefilter("always", UserRemark)
+        warnings.showwarning = collect
+        yield found
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "", *, of: str = "") -> UserError:
     """Return the error for a name that nothing is known by, with the nearest known names.
 
     Args:
@@ -21,8 +56,30 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
         name: what the user typed.
         known: every valid name.
         hint: a last sentence, for example the command that lists the valid names.
+        of: whose names they are, "task probe"; nothing where that is plain.
     """
-    return UserError(f"Unknown {kind} {name!r}. {nearest(name, known)} {hint}".strip())
+    where = f" of {of}" if of else ""
+    return UserError(f"Unknown {kind} {name!r}{where}. {nearest(name, known)} {hint}".strip())
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; the error's type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def unreadable(path: Path, error: Exception, kind: str = "") -> UserError:
+    """Return the error for a file that a reader refuses, on one line.
+
+    Args:
+        path: of the file.
+        error: the reader's own.
+        kind: what it should have been, " as a table"; nothing where that is plain.
+    """
+    reason = first_line(error)
+    if isinstance(error, UnicodeDecodeError):
+        byte = error.object[error.start]
+        reason = f"it is not UTF-8 (byte 0x{byte:02x}); convert it first, from Latin-1: iconv -f latin1 -t utf-8"
+    return UserError(f"{path} cannot be read{kind}: {reason}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -57,5 +114,6 @@ def import_object(kind: str, path: str) -> Any:
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(f"The {kind} {path!r} cannot be imported: {reason}.") from error
     if not hasattr(module, name):
-        raise unknown_name(f"object of module {module_name}", name, [n for n in vars(module) if not n.startswith("_")])
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise unknown_name("object", name, public, of=f"module {module_name}")
     return getattr(module, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from workingpapers.runs.leaderboard import Estimate, Leaderboard, Row
     from workingpapers.tasks.protocol import Metric
 
+Cells = list[str | Text]  # of one row
+
 READABLE = 100  # columns that prose fills at most
+FEWEST = 24  # columns in which a title says something
 # What is piped keeps one line per row.
 console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -75,6 +79,28 @@ def sheet(
     return Constrain(Group(*parts), READABLE)
 
 
+def titles(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> RenderableType:
+    """Return a table with one line for each row, whose last column holds titles that the terminal's edge may cut.
+
+    Where a title would have less than `FEWEST` columns, those before it are named, not shown, but for the first.
+    """
+    rows = list(rows)
+    hidden: list[int] = []
+    for less_important in range(len(columns) - 2, -1, -1):
+        shown = [i for i in range(len(columns) - 1) if i not in hidden]
+        made = table(*(columns[i] for i in (*shown, -1)), names=[columns[i] for i in shown])
+        for row in rows:
+            made.add_row(*(row[i] for i in shown), one_line(row[-1]))
+        titled = _width(made) - max((len(row[-1]) for row in rows), default=0) + FEWEST
+        if titled <= console.width or not less_important:
+            break
+        hidden.append(less_important)
+    if not hidden:
+        return made
+    names = ", ".join(columns[i] for i in reversed(hidden))
+    return Group(made, Text(f"not shown for lack of space: {names}", style="dim"))
+
+
 def _width(made: Table) -> int:
     """Return how many columns a table needs to have every cell on one line."""
     return console.measure(made, options=console.options.update(width=10_000)).maximum
@@ -87,7 +113,7 @@ def one_line(text: str) -> Text:
 
 def number(value: float, unit: str = "") -> str:
     """Return a metric's value as people write it: one decimal for percentages, three digits otherwise."""
-    return f"{value:.1f}" if unit == "%" else f"{value:.3g}"
+    return f"{value:.1f}" if unit == "%" else _digits(value, 3)
 
 
 def interval(value: Estimate, metric: Metric, *, signed: bool = False) -> str:
@@ -108,7 +134,13 @@ def count(value: float) -> str:
 
 def seconds(value: float) -> str:
     """Return a duration with two digits below ten seconds."""
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    return _digits(value, 2) if value < 10 else f"{value:.0f}"
+
+
+def _digits(value: float, most: int) -> str:
+    """Return a value with so many digits that say something, written out unless that takes more than nine places."""
+    short = f"{value:.{most}g}"
+    return f"{Decimal(short):f}" if math.isfinite(value) and 1e-6 < abs(value) < 1e6 else short
 
 
 def show_leaderboard(board: Leaderboard, width: int | None = None) -> RenderableType:
@@ -121,28 +153,56 @@ def show_leaderboard(board: Leaderboard, width: int | None = None) -> Renderable
     """
     metric = board.metric
     others = [m for m in board.setting.metrics if m.name != metric.name]
-    names = [m.name for m in others]
-    heads = ["entry", metric.name, "vs baseline", "verdict", *names, "fit s", "memory MB", "parameters"]
+    names = [_head(m) for m in others]
+    heads = ["entry", _head(metric), "vs baseline", "verdict", *names, "fit s", "memory MB", "parameters"]
     ranked = [row for row in board.rows if metric.name in row.values]
     cells = [_cells(row, board, metric, others) for row in ranked]
-    hidden: list[str] = []
-    for less_important in (*reversed(names), "memory MB", "parameters", "fit s", ""):
-        shown = [i for i, head in enumerate(heads) if head not in hidden]
-        made = table(*(heads[i] for i in shown), right=set(heads) - {"entry", "verdict"}, names=["verdict"])
+    if len({row.seeds for row in ranked}) > 1:  # rows whose means are of other seeds
+        heads.insert(4, "seeds")
         for row, line in zip(ranked, cells, strict=True):
-            made.add_row(*(line[i] for i in shown), style="bold" if row.best else "")
+            line.insert(4, str(row.seeds))
+    hidden: list[str] = []
+    for less_important in (*reversed(names), "memory MB", "parameters", "fit s", "seeds"):
+        made = _ranking(heads, ranked, cells, hidden)
         if _width(made) <= (width or console.width):
             break
-        hidden.append(less_important)
-    parts: list[RenderableType] = [made]
-    if hidden:
-        parts.append(Text(f"not shown for lack of space: {', '.join(filter(None, hidden))}", style="dim"))
+        hidden += [less_important] if less_important in heads else []
+    made = _ranking(heads, ranked, cells, hidden)
+    parts: list[RenderableType] = [made] if ranked else []
+    if _width(made) > (width or console.width):  # a number that is cut is another number
+        parts = [line for row in cells for line in _lines(heads, row)]
+    elif hidden and ranked:
+        parts.append(Text(f"not shown for lack of space: {', '.join(hidden)}", style="dim"))
     for row in board.rows:
         parts += [Text(f"{row.entry}: {reason}", style="red", overflow="fold") for reason in row.failures]
+        parts += [Text(f"{row.entry}: {remark}", style="dim", overflow="fold") for remark in row.remarks]
     return Group(*parts)
 
 
-def _cells(row: Row, board: Leaderboard, metric: Metric, others: Sequence[Metric]) -> list[str | Text]:
+def _head(metric: Metric) -> str:
+    """Return the head of a metric's column, with its unit."""
+    return f"{metric.name} {metric.unit}".strip()
+
+
+def _ranking(heads: Sequence[str], ranked: Sequence[Row], cells: Sequence[Cells], hidden: Sequence[str]) -> Table:
+    """Return the rows of a leaderboard that finished, but for the hidden columns."""
+    shown = [i for i, head in enumerate(heads) if head not in hidden]
+    made = table(*(heads[i] for i in shown), right=set(heads) - {"entry", "verdict"}, names=["verdict"])
+    for row, line in zip(ranked, cells, strict=True):
+        made.add_row(*(line[i] for i in shown), style="bold" if row.best else "")
+    return made
+
+
+def _lines(heads: Sequence[str], row: Cells) -> list[RenderableType]:
+    """Return a row of a leaderboard with one line for each number, for terminals on which no table has room."""
+    named = table("", "")
+    for head, cell in list(zip(heads, row, strict=True))[1:]:
+        if str(cell):
+            named.add_row(Text(f"  {head}", style="dim"), cell)
+    return [Text(str(row[0]), style="bold"), named]
+
+
+def _cells(row: Row, board: Leaderboard, metric: Metric, others: Sequence[Metric]) -> Cells:
     difference = interval(row.difference, metric, signed=True) if row.difference else ""
     verdict = Text(row.verdict or "", style=VERDICT_STYLE.get(row.verdict or "", ""))
     if row.entry == board.setting.baseline:
@@ -163,8 +223,9 @@ def describe(board: Leaderboard) -> str:
     """Return one line on what a leaderboard compares."""
     at = board.conditions
     model = f" · model {at.model}" if at.model else ""
-    seeds = max((row.seeds for row in board.rows), default=0)
-    shared = f"data {at.data}{model} · {at.budget} budget · {seeds} seed{'' if seeds == 1 else 's'}"
+    seeds = sorted({row.seeds for row in board.rows if row.seeds}) or [0]
+    counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
+    shared = f"data {at.data}{model} · {at.budget} budget · {counts} seed{'' if seeds[-1] == 1 else 's'}"
     return f"{at.task}, {at.setting}: {board.setting.title} · {shared}"
 
 

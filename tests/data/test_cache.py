@@ -13,7 +13,7 @@ import pytest
 
 from workingpapers.data import cache
 from workingpapers.data.cache import cache_dir, cached_array
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 
 WHOLE = np.arange(24, dtype=np.float32).reshape(6, 4)
 
@@ -97,7 +97,7 @@ def test_a_damaged_entry_is_computed_again_with_a_warning(folder, damage):
     compute = Compute()
     get(compute)
     damage(folder)
-    with pytest.warns(UserWarning, match=r"key\.npy is damaged .* computing it again"):
+    with pytest.warns(UserRemark, match=r"key\.npy is damaged .* it is computed again"):
         np.testing.assert_array_equal(get(compute), WHOLE)
     assert compute.calls == 2
     with warnings.catch_warnings():
@@ -116,7 +116,7 @@ def test_without_verification_only_the_size_and_header_are_compared(folder):
 
 def test_another_shape_or_type_than_asked_for_is_computed_again():
     get(Compute())
-    with pytest.warns(UserWarning, match=r"holds float32 \(6, 4\) instead of float64 \(1, 1\)"):
+    with pytest.warns(UserRemark, match=r"holds float32 \(6, 4\) instead of float64 \(1, 1\)"):
         array = cached_array("key", "kind", shape=(1, 1), dtype=np.float64, compute=lambda: [np.ones((1, 1))])
     assert array.shape == (1, 1)
 

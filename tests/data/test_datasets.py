@@ -156,7 +156,7 @@ def test_one_class_mnist_takes_others_evenly_and_shares_no_image():
 
 
 def test_one_class_of_a_class_that_does_not_exist():
-    with pytest.raises(UserError, match="Unknown class of mnist-5k 'three'"):
+    with pytest.raises(UserError, match="Unknown class 'three' of mnist-5k"):
         load("one-class-mnist:three")
 
 

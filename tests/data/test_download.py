@@ -9,7 +9,7 @@ import pytest
 
 from workingpapers.data import download as module
 from workingpapers.data.download import download, downloaded
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 
 BODY = bytes(range(256)) * 4000  # 1 MB
 SHA = hashlib.sha256(BODY).hexdigest()
@@ -145,7 +145,7 @@ def test_a_wrong_checksum_is_explained_and_deleted(server):
 
 def test_a_file_that_went_bad_in_the_cache_is_fetched_again(server):
     download(server.url(), SHA, "file").write_bytes(b"bad")
-    with pytest.warns(UserWarning, match="wrong checksum"):
+    with pytest.warns(UserRemark, match="wrong checksum"):
         assert download(server.url(), SHA, "file").read_bytes() == BODY
 
 

@@ -102,6 +102,7 @@ def test_the_fingerprint_sees_every_value():
         (log(clicked=1), "clicked", r"column 'clicked' has 1 value \('1'\)"),
         (log(clicked=np.arange(20) % 3), "clicked", r"column 'clicked' has 3 values \('0', '1', '2'\)"),
         (log(clicked=[0.5, 1.0] * 10), "clicked", "0.5, which is not a whole number"),
+        (log(clicked=np.arange(20) / 7), "clicked", "column 'clicked' has 20 values"),
         (log(clicked=[None, 1.0] * 10), "clicked", "10 of 20 rows have no label"),
         (log().iloc[:0], "clicked", "no rows"),
         (log()[["clicked"]], "clicked", "no feature"),

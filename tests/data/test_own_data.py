@@ -291,6 +291,20 @@ def test_csv_and_parquet_of_one_table_have_one_fingerprint(tmp_path):
     assert len(prints) == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,a,label\n1,2,x\n3,4,y\n", r"columns \['a'\] more than once"),
+        (b"a,label\n1,2,x\n3,4,y\n", r"more values than the header has names \(2\)"),
+        ("a,label\n1,\xe9\n2,x\n".encode("latin1"), r"not UTF-8 \(byte 0xe9\)"),
+    ],
+)
+def test_a_csv_file_that_pandas_would_misread_is_refused(tmp_path, content, message):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_dataset(str(tmp_path / "t.csv"))
+
+
 def test_label_and_part_columns(tmp_path):
     table = frame().rename(columns={"label": "kind"}).assign(part=["train", "train", "test", "test"])
     data = load_dataset(save(table, tmp_path / "t.csv"), label="kind")
@@ -466,7 +480,7 @@ def test_functions():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_module:feature", "Unknown object of module own_module 'feature'. Did you mean 'features'"),
+        ("own_module:feature", "Unknown object 'feature' of module own_module. Did you mean 'features'"),
         ("own_module:number", "own_module:number is a int; it must be a function"),
         ("own_modul:features", "'own_modul:features' cannot be imported: No module named 'own_modul'"),
         ("own_broken:features", "'own_broken:features' cannot be imported: ZeroDivisionError"),

@@ -181,7 +181,7 @@ def test_what_has_no_check_or_no_entry():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (check(setting="standrad"), "Card moment-probing: Unknown setting of task toytask:task 'standrad'"),
+        (check(setting="standrad"), "Card moment-probing: Unknown setting 'standrad' of task toytask:task."),
         (check(setting="trouble"), "Card moment-probing: Entry 'better' takes part in standard, not in 'trouble'"),
         (check(versus="bas"), "Card moment-probing: Unknown entry 'bas'. Did you mean 'base'?"),
         (check(metric="acuracy"), "Card moment-probing: Unknown metric 'acuracy'. Did you mean 'accuracy'?"),

@@ -47,12 +47,13 @@ def test_every_kind_of_failure_becomes_a_row_and_costs_no_other_run(store):
         "killed": ("out of memory", "killed by the system, most often for lack of memory (signal 9)"),
         "eats": ("out of memory", found["eats"][1]),
         "hangs": ("timed out", "did not finish in 5 s"),
+        "says": ("ok", ""),
         "undefined": ("failed", "Not a finite number: accuracy = nan, loss = nan."),
     }
     assert found["eats"][1].startswith("MemoryError: Unable to allocate 8.00 PiB")
     assert board.rows[0].entry == "base"
-    assert {row.entry: row.failures for row in board.rows[1:]} == {
-        name: (f"{status}: {error}",) for name, (status, error) in found.items() if name != "base"
+    assert {row.entry: row.failures for row in board.rows} == {
+        name: (f"{status}: {error}",) if error else () for name, (status, error) in found.items()
     }
 
 
@@ -64,6 +65,7 @@ def test_a_run_records_conditions_measurements_versions_and_hardware(store):
     assert run.settings == {
         "label": "kind",
         "threads": 2,
+        "remarks": [],
         "budget": {"name": "full", "train": 1000, "test": 1000, "epochs": 10, "trials": 10},
     }
     assert run.curves == {"loss": [(1.0, 0.5), (2.0, 0.25)]}
@@ -189,7 +191,7 @@ def test_a_listener_that_fails_stops_the_call(store):
         ({"timeout": 0}, "timeout is 0 s; it must be above 0"),
         ({"timeout": float("nan")}, "timeout is nan s; it must be above 0"),
         ({"budget": "quik"}, "Unknown budget 'quik'. Known: quick, full"),
-        ({"setting": "standrad"}, "Unknown setting of task toytask:task 'standrad'. Did you mean 'standard'?"),
+        ({"setting": "standrad"}, "Unknown setting 'standrad' of task toytask:task. Did you mean 'standard'?"),
         ({"entries": ["beter"]}, "Unknown entry 'beter'. Did you mean 'better'?"),
         ({"entries": ["raises"]}, "Entry 'raises' takes part in trouble, not in 'standard'. Add --setting"),
         ({"entries": "better"}, "entries is 'better'; it must be a list of names: ['better']"),
@@ -210,7 +212,7 @@ def test_bad_input_is_refused_before_anything_runs(store, given, message):
     ("task", "message"),
     [
         ("prob", "Unknown task 'prob'. Did you mean 'probe'?"),
-        ("toytask:tsk", "Unknown object of module toytask 'tsk'. Did you mean 'task' or"),
+        ("toytask:tsk", "Unknown object 'tsk' of module toytask. Did you mean 'task' or"),
         ("toytask:setting", "toytask:setting is a function, not a workingpapers.tasks.protocol.Task"),
         ("no_such_module:task", "The task 'no_such_module:task' cannot be imported"),
     ],

@@ -1,9 +1,11 @@
 """The statistics against SciPy, the verdict at its edges, and the order of a leaderboard."""
 
+import io
 import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 import toytask
@@ -252,6 +254,14 @@ def test_to_frame():
     assert frame.loc["base", "fit_seconds"] == 2.0
     assert frame.loc["x", "failures"] == "failed: no luck"
     assert "<table" in board(*runs)._repr_html_()
+
+
+def test_no_text_of_the_csv_is_a_formula():
+    runs = [make("=HYPERLINK(1)", accuracy=-2.5), failed("base", error="@SUM(1)"), failed("+x")]
+    frame = pd.read_csv(io.StringIO(board(*runs).to_csv()), index_col="entry")
+    assert set(frame.index) == {"'=HYPERLINK(1)", "base", "'+x"}
+    assert frame.loc["'=HYPERLINK(1)", "accuracy"] == -2.5  # numbers stay numbers
+    assert frame.loc["base", "failures"] == "failed: @SUM(1)"  # within a cell it is no formula
 
 
 def test_an_empty_board():

@@ -183,6 +183,15 @@ def test_a_report_of_real_runs(world, tmp_path):
     assert "no such thing" in board_of(index.parent, "trouble").read_text()
 
 
+def test_remarks_of_runs_are_shown_and_kept(tmp_path):
+    store = Store(str(tmp_path / "runs.sqlite"))
+    try_("toytask:task", setting="trouble", entries=["says"], seeds=1, store=store)
+    index = write_report(tmp_path / "out", store)
+    assert "<dd>no value was kept</dd>" in board_of(index.parent, "trouble").read_text()
+    rows = json.loads(board_of(index.parent, "trouble").with_suffix(".json").read_text())["rows"]
+    assert [row["remarks"] for row in rows] == [[], ["no value was kept"]]
+
+
 def test_a_second_report_replaces_the_first_and_leaves_other_files(world, tmp_path):
     store = Store(str(tmp_path / "runs.sqlite"))
     store.save(run("knn", 0))

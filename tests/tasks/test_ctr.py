@@ -214,10 +214,10 @@ def test_boosted_trees_use_sets_of_values_and_stop_by_validation():
     np.testing.assert_allclose(model.predict_proba(data.table).sum(axis=1), 1)
 
 
-def test_without_lightgbm_a_remark_says_so(log, monkeypatch):
-    assert not any("lightgbm" in remark for remark in prepare(conditions(log, "history")).remarks)
-    monkeypatch.setattr(examples, "find_spec", lambda name: None)
-    assert prepare(conditions(log)).remarks == ("lightgbm is left out, for it is not installed: pip install lightgbm",)
+def test_lightgbm_says_which_package_it_needs(monkeypatch):
+    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs the package lightgbm: pip install 'workingpapers\[lightgbm\]'"):
+        TASK.entries["lightgbm"].fit(None, None)
 
 
 # Scores
@@ -380,6 +380,7 @@ def test_noise_of_many_values_fools_plain_mutual_information_alone():
         ({"clicked": np.arange(1200) % 4}, "standard", "clicked", "has 4 values"),
         ({"clicked": 1}, "standard", "clicked", "has 1 value"),
         ({"clicked": np.arange(1200) > 1190}, "standard", "clicked", "needs 20 of each"),
+        ({"odd": [{"a": 1}] * 1200}, "standard", "clicked", "'odd' holds values that are not single ones"),
         ({"clicked": np.arange(1200) < 960, "time": np.arange(1200)}, "standard", "clicked", "0 rows without"),
         ({"number": np.inf}, "standard", "clicked", "'number' holds infinite numbers"),
         ({"seen": pd.Timestamp("2024-01-01")}, "standard", "clicked", "'seen' holds datetime"),
@@ -395,6 +396,13 @@ def test_impressions_that_are_refused(tmp_path, changes, setting, label, message
     made.to_parquet(path)
     with pytest.raises(UserError, match=message):
         prepare(conditions(path, setting, label))
+
+
+def test_a_table_of_three_rows_is_refused(tmp_path):
+    path = tmp_path / "log.csv"
+    pd.DataFrame({"item": [1, 2, 3], "clicked": [0, 1, 1]}).to_csv(path, index=False)
+    with pytest.raises(UserError, match="needs 20 of each"):
+        prepare(conditions(path))
 
 
 def test_a_history_without_users_is_refused(tmp_path):

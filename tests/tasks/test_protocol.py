@@ -82,7 +82,7 @@ def test_select(task):
         ("standard", ["second-on"], "Unknown entry 'second-on'. Did you mean 'second-one'"),
         ("standard", ["zzz"], "Known: base, second-one. `papers entries made` lists them."),
         ("standard", ["second"], "Entry 'second' takes part in few-shot, not in 'standard'. Add --setting."),
-        ("standart", None, "Unknown setting of task made 'standart'. Did you mean 'standard'?"),
+        ("standart", None, "Unknown setting 'standart' of task made. Did you mean 'standard'?"),
     ],
 )
 def test_select_refuses_names_it_does_not_know(task, setting, wanted, message):
@@ -149,8 +149,8 @@ def test_a_task_of_one_s_own_is_found_in_the_working_directory(tmp_path, monkeyp
         ("protocol", "Unknown task 'protocol'"),
         ("", "Unknown task ''"),
         ("no_such_module:task", "cannot be imported: No module named 'no_such_module'"),
-        ("toytask:nothing", "Unknown object of module toytask 'nothing'"),
-        ("toytask:", "Unknown object of module toytask ''"),
+        ("toytask:nothing", "Unknown object 'nothing' of module toytask."),
+        ("toytask:", "Unknown object '' of module toytask."),
         (":task", "cannot be imported"),
     ],
 )

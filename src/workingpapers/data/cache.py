@@ -21,7 +21,7 @@ from errno import ENOSPC
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +56,7 @@ def cached_array(
     """Return a read-only memory-mapped array from the cache, computed first if it is not there.
 
     An entry that is damaged (its description missing, another size, shape, type or checksum) is computed again, with a
-    warning.
+    `UserRemark`.
 
     Args:
         key: what identifies the content: letters, digits and "._-".
@@ -81,7 +81,9 @@ def cached_array(
         try:
             return _open(path, shape, np.dtype(dtype), verify=verify)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"The cache entry {path} is damaged ({error}); computing it again.", stacklevel=2)
+            reason = f"its description lacks {error}" if isinstance(error, KeyError) else first_line(error)
+            remark = f"The cache entry {path} is damaged ({reason}); it is computed again."
+            warnings.warn(remark, UserRemark, stacklevel=2)
     _write(path, shape, np.dtype(dtype), compute(), dict(about or {}))
     return _open(path, shape, np.dtype(dtype), verify=False)
 
@@ -172,7 +174,5 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        state = "full" if error.errno == ENOSPC else "not writable"
-        raise UserError(
-            f"The cache {folder} is {state} ({error}). Free it, or set {VARIABLE} to another folder."
-        ) from error
+        state, remedy = ("full", "Free space, or set") if error.errno == ENOSPC else ("not writable", "Set")
+        raise UserError(f"The cache {folder} is {state} ({error}). {remedy} {VARIABLE} to another folder.") from error

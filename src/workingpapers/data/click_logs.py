@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.impressions import Impressions, from_table
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, unreadable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ def _read(path: Path, **options: Any) -> pd.DataFrame:
     try:
         return pd.read_csv(path, nrows=MOST, low_memory=False, **options)
     except (OSError, EOFError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise unreadable(path, error) from error
 
 
 def criteo(path: Path) -> Impressions:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers import __version__
 from workingpapers.data.cache import cache_dir, explained
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -58,7 +58,7 @@ def download(url: str, sha256: str, filename: str) -> Path:
         if path.exists():
             if _sha256(path) == sha256:
                 return path
-            warnings.warn(f"{path} has the wrong checksum; downloading it again.", stacklevel=2)
+            warnings.warn(f"{path} has the wrong checksum; it is downloaded again.", UserRemark, stacklevel=2)
         part = path.with_name(f"{filename}.part")
         _fetch(url, part)
         found = _sha256(part)

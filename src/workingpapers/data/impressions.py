@@ -175,9 +175,11 @@ def existing_file(name: str) -> Path:
     """Return the path of a file by its name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is a folder.
     """
     path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{name} is a folder; a file is needed.")
     if not path.is_file():
         raise UserError(f"There is no file {name}.")
     return path
@@ -212,23 +214,18 @@ def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
     import numpy as np
 
     from workingpapers.data.checks import encode
-    from workingpapers.data.tables import no_column
+    from workingpapers.data.tables import check_labels
 
+    check_labels(name, table, label)
     columns = [str(column) for column in table.columns]
-    if label not in columns:
-        raise UserError(no_column(name, label, columns))
-    if table.empty:
-        raise UserError(f"{name} holds no rows.")
-    missing = int((table[label].isna() | (table[label].astype(str) == "")).sum())
-    if missing:
-        raise UserError(f"{name}: {missing} of {len(table)} rows have no label in column {label!r}.")
-    clicks, values = encode(table[label].tolist())
+    values = tuple(dict.fromkeys(map(str, table[label])))
     if len(values) != 2:
         shown = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
         raise UserError(
-            f"{name}: column {label!r} has {len(values)} value{'s' * (len(values) > 1)} ({shown}); a label of clicks "
+            f"{name}: column {label!r} has {len(values):,} value{'s' * (len(values) > 1)} ({shown}); a label of clicks "
             "has two, of which the one that sorts last is a click."
         )
+    clicks, values = encode(table[label].tolist())
     features = table.drop(columns=[c for c in (label, PART, TIME) if c in columns]).reset_index(drop=True)
     if not len(features.columns):
         raise UserError(f"{name} holds no feature beside the label {label!r}.")

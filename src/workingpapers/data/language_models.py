@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.cache import cache_dir, explained
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, import_object, unknown_name
+from workingpapers.errors import UserError, first_line, import_object, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -172,7 +172,7 @@ def _from_pretrained(name: str, source: str, *, local: bool) -> tuple[Any, Any]:
             )
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # files may be damaged in any way, and every library has its own errors
-        raise UserError(f"Model {name!r} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"Model {name!r} cannot be used: {first_line(error)}") from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise UserError(f"Model {name!r}: its file lacks {len(missing)} weights, the first is {missing[0]!r}.")
@@ -202,7 +202,7 @@ def _own(name: str) -> tuple[Any, Any]:
     except UserError:
         raise
     except Exception as error:  # a function of the user's may fail in any way
-        raise UserError(f"Model {name!r} raised {type(error).__name__}: {_first_line(error)}") from error
+        raise UserError(f"Model {name!r} raised {type(error).__name__}: {first_line(error)}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], PreTrainedModel) and callable(made[1])):
         raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: a pair (transformers model, tokenizer).")
     return made
@@ -216,7 +216,3 @@ def _fingerprint(model: Any, tokenizer: Any) -> str:
     for key, tensor in model.state_dict().items():
         parts += [key, tensor.detach().float().cpu().numpy()]
     return digest(*parts)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

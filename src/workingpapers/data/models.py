@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, cast
 
 from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.types import Backbone, Info
-from workingpapers.errors import UserError, import_object, unknown_name
+from workingpapers.errors import UserError, first_line, import_object, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -137,7 +137,7 @@ def _own(name: str) -> Backbone:
     except UserError:
         raise
     except Exception as error:  # a function of the user's may fail in any way, and so may its module on a first batch
-        raise UserError(f"Model {name!r} raised {type(error).__name__}: {_first_line(error)}") from error
+        raise UserError(f"Model {name!r} raised {type(error).__name__}: {first_line(error)}") from error
     if all(hasattr(made, part) for part in ("fingerprint", "image_size", "preprocess", "tokens", "pooled", "levels")):
         return cast(Backbone, made)
     raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: an nn.Module or a Backbone.")
@@ -167,12 +167,12 @@ def _transformers(name: str, source: str) -> ModuleBackbone:
         return _from_pretrained(name, source, local=True)
     except OSError as error:
         if Path(source).is_dir():
-            raise UserError(f"Model {name!r} cannot be read: {_first_line(error)}") from error
+            raise UserError(f"Model {name!r} cannot be read: {first_line(error)}") from error
     ask_hub(name, MODELS, FORMS)
     try:
         return _from_pretrained(name, source, local=False)
     except OSError as error:
-        raise UserError(f"Model {name!r} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"Model {name!r} cannot be read: {first_line(error)}") from error
 
 
 def _from_pretrained(name: str, source: str, *, local: bool) -> ModuleBackbone:
@@ -189,7 +189,7 @@ def _from_pretrained(name: str, source: str, *, local: bool) -> ModuleBackbone:
             source, dtype=torch.float32, local_files_only=local, output_loading_info=True
         )
     except (ValueError, ImportError) as error:  # an unknown architecture, or one that needs another package
-        raise UserError(f"Model {name!r} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"Model {name!r} cannot be used: {first_line(error)}") from error
     missing = [key for key in loaded["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise UserError(f"Model {name!r}: its file lacks {len(missing)} weights, the first is {missing[0]!r}.")
@@ -222,10 +222,6 @@ def ask_hub(name: str, known: Iterable[str], forms: str) -> None:
 
 def _unreachable(name: str, error: Exception, known: Iterable[str] = MODELS) -> UserError:
     return UserError(
-        f"Model {name!r} is not on this machine and the Hugging Face hub cannot be reached ({_first_line(error)}). "
+        f"Model {name!r} is not on this machine and the Hugging Face hub cannot be reached ({first_line(error)}). "
         f"These need no network: {', '.join(known)}."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SIDE = 192  # pixels of a rendered pictogram
 FEWEST = 10  # pictograms in a subgroup: two in each of five folds
 ANGLES = tuple(range(0, 100, 10))
-NORMALS = OTHERS = 500  # images of a one-class set: normal ones in train and again in test; others in test
+NORMALS = 500  # normal images of a one-class set, in train and again in test
 
 
 def _package(module: str, name: str) -> Any:
@@ -236,7 +236,7 @@ def one_class(data: LabelledData, normal: str) -> LabelledData:
     import numpy as np
 
     if normal not in data.class_names:
-        raise unknown_name(f"class of {data.name}", normal, data.class_names)
+        raise unknown_name("class", normal, data.class_names, of=data.name)
     if not isinstance(data.images, Pixels) or data.images.rows is not None:
         raise ValueError(f"one_class needs all images of an array; {data.name} has others")
     kind = data.class_names.index(normal)

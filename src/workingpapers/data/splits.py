@@ -25,6 +25,8 @@ def some(rng: np.random.Generator, rows: NDArray[np.int64], count: int) -> NDArr
 
 def stratified(rng: np.random.Generator, y: NDArray[np.int64], count: int, least: int = 2) -> NDArray[np.int64]:
     """Return about `count` row numbers, sorted, each class in its proportion and with at least `least` rows."""
+    if not len(y):
+        return np.zeros(0, np.int64)
     share = min(1.0, count / len(y))
     parts = [some(rng, rows, max(min(least, len(rows)), round(share * len(rows)))) for rows in by_class(y)]
     return np.sort(np.concatenate(parts))

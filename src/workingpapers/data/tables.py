@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.checks import checked, encode, finite
 from workingpapers.data.images import SUFFIXES, Encoded, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, unreadable
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 PART = "part"
 
@@ -28,13 +31,7 @@ def from_table(path: Path, name: str, label: str) -> LabelledData:
             nor images, NaN or infinity, or unreadable images.
     """
     table = read_table(path, label)
-    if label not in table.columns:
-        raise UserError(no_column(path, label, [str(c) for c in table.columns]))
-    missing = int((table[label].isna() | (table[label].astype(str) == "")).sum())
-    if missing:
-        raise UserError(f"{path}: {missing} of {len(table)} rows have no label in column {label!r}.")
-    if table.empty:
-        raise UserError(f"{path} holds no rows.")
+    check_labels(str(path), table, label)
     pictures = [c for c in table.columns if c not in (label, PART) and _holds_images(table[c])]
     if len(pictures) > 1:
         raise UserError(f"{path} has several image columns ({', '.join(map(str, pictures))}); one is allowed.")
@@ -47,27 +44,71 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
     """Return the file's table; a CSV's labels stay text, so that a class may be called "NA" or "007".
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, has columns of one name, or rows of more values than the header has names.
     """
     import pandas as pd
 
     try:
         if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        table = pd.read_csv(path, low_memory=False)
-        if label in table.columns:
-            table[label] = pd.read_csv(path, usecols=[label], dtype=str, keep_default_na=False)[label].str.strip()
-        return table
+            table = pd.read_parquet(path)
+            _check_names(path, [str(name) for name in table.columns])
+            return table
+        return _read_csv(path, label)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
-        raise UserError(f"{path} cannot be read as a table: {error}") from error
+        if isinstance(error, UserError):
+            raise
+        raise unreadable(path, error, " as a table") from error
 
 
-def no_column(path: Path | str, label: str, columns: list[str]) -> str:
-    """Return the message for a column of labels that isn't there, with the nearest columns."""
+def _read_csv(path: Path, label: str) -> pd.DataFrame:
+    import pandas as pd
+
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str)
+    _check_names(path, header.iloc[0].dropna().tolist())  # as written: below, pandas renames those that repeat
+    with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+        try:
+            table = pd.read_csv(path, low_memory=False, index_col=False)
+        except pd.errors.ParserWarning as error:  # else it would drop the last columns
+            raise UserError(f"{path}: rows hold more values than the header has names ({header.shape[1]}).") from error
+    if label in table.columns:
+        texts = pd.read_csv(path, usecols=[label], index_col=False, dtype=str, keep_default_na=False)
+        table[label] = texts[label].str.strip()
+    return table
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"{path} has columns {repeated} more than once.")
+
+
+def check_labels(name: str, table: pd.DataFrame, label: str) -> None:
+    """Refuse a table without a label in each of its rows.
+
+    Raises:
+        UserError: no such column, with the nearest ones; no rows; or rows without a label.
+    """
     import difflib
 
-    nearest = difflib.get_close_matches(label, columns, n=3, cutoff=0.4) or columns[:8]
-    return f"{path} has no column {label!r} for the labels; nearest: {', '.join(map(repr, nearest)) or 'no columns'}."
+    columns = [str(column) for column in table.columns]
+    if label not in columns:
+        nearest = difflib.get_close_matches(label, columns, n=3, cutoff=0.4) or columns[:8]
+        raise UserError(
+            f"{name} has no column {label!r} for the labels; nearest: {', '.join(map(repr, nearest)) or 'no columns'}. "
+            "The option label names it."
+        )
+    if table.empty:
+        raise UserError(f"{name} holds no rows.")
+    missing = int((table[label].isna() | (table[label].astype(str) == "")).sum())
+    if missing:
+        raise UserError(f"{name}: {missing} of {len(table)} rows have no label in column {label!r}.")
+
+
+def _classes(table: pd.DataFrame, path: Path, label: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    try:
+        return encode(table[label].tolist())
+    except UserError as error:
+        raise UserError(f"{path}, column {label!r}: {error}") from error
 
 
 def _holds_images(column: pd.Series[Any]) -> bool:
@@ -93,7 +134,7 @@ def _images(table: pd.DataFrame, path: Path, name: str, label: str, column: str)
     seen, skipped = inspect(sources, [str(s) if isinstance(s, Path) else f"row {i}" for i, s in enumerate(sources)])
     kept = [i for i, image in enumerate(seen) if image is not None]
     table = table.iloc[kept]
-    labels, class_names = encode(table[label].tolist())
+    labels, class_names = _classes(table, path, label)
     part = table[PART].to_numpy(dtype=str) if PART in table else None
     return checked(
         LabelledData(
@@ -118,7 +159,7 @@ def _features(table: pd.DataFrame, path: Path, name: str, label: str) -> Labelle
         shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")
         raise UserError(f"{path}: {len(others)} columns hold neither numbers nor images: {shown}.")
     features = rest.to_numpy(dtype=np.float64, na_value=np.nan)
-    labels, class_names = encode(table[label].tolist())
+    labels, class_names = _classes(table, path, label)
     return checked(
         LabelledData(
             name=name,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # `papers data` lists names without importing arrays or tensors
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
-
-Part = Literal["train", "test"]
 
 
 class Images(Protocol):
@@ -52,6 +50,13 @@ class LabelledData:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the user should know: how many images were skipped, and the first of them."""
+        count = len(self.skipped)
+        told = f"{count} image{'s were' if count > 1 else ' was'} skipped: {'; '.join(self.skipped[:3])}"
+        return (told,) if count else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,13 +83,20 @@ def try_(
     """
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; it must be at least 1.")
-    if workers < 1 or threads < 1:
-        raise UserError(f"workers is {workers} and threads is {threads}; both must be at least 1.")
+    if workers < 1:
+        raise UserError(f"workers is {workers}; it must be at least 1.")
+    if threads < 1:
+        raise UserError(f"threads is {threads}; it must be at least 1.")
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout is {timeout:g} s; it must be above 0.")
     if isinstance(entries, str):
         raise UserError(f"entries is {entries!r}; it must be a list of names: [{entries!r}].")
+    entries = None if entries is None else list(entries)
+    if entries == []:
+        raise UserError(f"entries holds no name. `papers entries {task}` lists them; leave it out for all.")
     chosen = load_task(task).setting(setting)
+    if model and not chosen.model:
+        raise UserError(f"model is {model!r}, but the setting {setting!r} of task {task} uses no pre-trained model.")
     if budget not in chosen.budgets:
         raise UserError(f"Unknown budget {budget!r}. Known: {', '.join(chosen.budgets)}.")
     conditions = Conditions(task, setting, data or chosen.data, model or chosen.model, budget, label)
@@ -156,6 +163,7 @@ class _Session:
         self._total = len(wanted)
         self._tell()
         missing = [(key, *wanted[key]) for key in wanted if key not in self.runs]
+        self.store.create()
         pool = ThreadPoolExecutor(workers if not ray else max(workers, len(missing)))
         try:
             for future in as_completed([pool.submit(self._run_one, *job) for job in missing]):
@@ -195,7 +203,8 @@ class _Session:
             self._tell()
 
     def _row(self, key: str, entry: Entry, seed: int, outcome: Outcome) -> Run:
-        found = outcome.value or {}
+        found = dict(outcome.value or {})
+        settings = {"label": self.conditions.label, "threads": self.threads, "remarks": found.pop("remarks", [])}
         budget = load_task(self.conditions.task).setting(self.conditions.setting).budgets[self.conditions.budget]
         return Run(
             key=key,
@@ -211,7 +220,7 @@ class _Session:
             seed=seed,
             status=outcome.status,
             error=outcome.error,
-            settings={"label": self.conditions.label, "threads": self.threads, "budget": dataclasses.asdict(budget)},
+            settings=settings | {"budget": dataclasses.asdict(budget)},
             **found,
         )
 

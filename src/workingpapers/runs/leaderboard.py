@@ -113,6 +113,7 @@ class Row:
         best: whether its mean is the best of the board.
         costs: fit_seconds, predict_seconds, cpu_seconds, peak_memory_mb, peak_gpu_mb, parameters: means over seeds.
         failures: "status: reason" of each run that failed, without repeats.
+        remarks: what finished runs said of themselves, without repeats.
     """
 
     entry: str
@@ -124,6 +125,7 @@ class Row:
     best: bool
     costs: dict[str, float]
     failures: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,18 @@ class Leaderboard:
             records.append(record | {"verdict": row.verdict} | row.costs | {"failures": "; ".join(row.failures)})
         return pd.DataFrame(records).set_index("entry")
 
+    def to_csv(self) -> str:
+        """Return `to_frame` as CSV in which no text is a formula when a spreadsheet opens it."""
+        frame = self.to_frame().reset_index()
+        return str(frame.map(_no_formula).rename(columns=_no_formula).to_csv(index=False))
+
     def _repr_html_(self) -> str:
         return str(self.to_frame().to_html(float_format="{:.3g}".format))
+
+
+def _no_formula(cell: object) -> object:
+    """Return a cell with an apostrophe before text that a spreadsheet would compute."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def leaderboard(runs: Iterable[Run], conditions: Conditions, metric: str | None = None) -> Leaderboard:
@@ -229,4 +241,5 @@ def _row(name: str, runs: list[Run], base: dict[int, float], setting: Setting, r
         best=False,
         costs={cost: statistics.fmean(run.measured[cost] for run in done) for cost in done[0].measured} if done else {},
         failures=tuple(dict.fromkeys(f"{run.status}: {run.error}" for run in runs if run.status != "ok")),
+        remarks=tuple(dict.fromkeys(remark for run in done for remark in run.settings.get("remarks", ()))),
     )

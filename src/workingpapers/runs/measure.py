@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import inspect
@@ -14,7 +15,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, remarks
 from workingpapers.tasks.protocol import Conditions, Context, Metric, Prepared, load_task
 
 # Where fitted models keep what they learned; the first group that a model has is counted, so that weights derived from
@@ -41,7 +42,9 @@ def prepare(conditions: Conditions, entries: tuple[str, ...], ray: str | None = 
         os.environ["RAY_ADDRESS"] = ray
     task = load_task(conditions.task)
     setting = task.setting(conditions.setting)
-    return setting.prepare(conditions, [task.entries[name] for name in entries])
+    with remarks() as said:
+        prepared = setting.prepare(conditions, [task.entries[name] for name in entries])
+    return dataclasses.replace(prepared, remarks=(*prepared.remarks, *said))
 
 
 def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, prepared: Prepared) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
         prepared: what `prepare` returned.
 
     Returns:
-        metrics, measured and curves, as a `Run` holds them, with versions and hardware.
+        metrics, measured and curves, as a `Run` holds them, with versions and hardware; and remarks, for its settings.
 
     Raises:
         UserError: a metric that is missing or not finite; and whatever the entry raises.
@@ -76,7 +79,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
         timer.parameters = max(timer.parameters, count_parameters(predictor))
         return predictor
 
-    with threadpoolctl.threadpool_limits(threads):
+    with threadpoolctl.threadpool_limits(threads), remarks() as said:
         problem = setting.load(conditions, entry, seed, prepared)
         start = time.perf_counter()
         found = setting.measure(fit, problem, context)
@@ -92,6 +95,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
             "parameters": float(timer.parameters),
         },
         "curves": context.curves,
+        "remarks": said,
         "versions": versions(),
         "hardware": hardware(),
     }

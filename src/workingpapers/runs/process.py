@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, Protocol
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, first_line
 
 Status = Literal["ok", "failed", "timed out", "out of memory"]
 
@@ -253,7 +253,7 @@ class RayExecutor:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
         except (ConnectionError, ValueError, RuntimeError, TimeoutError, ImportError) as error:
-            raise UserError(f"No Ray cluster answers at {address!r}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"No Ray cluster answers at {address!r}: {first_line(error)}") from error
         self.address: str = address if "://" in address else ray.get_runtime_context().gcs_address
         # A run that fails is the runner's to record, not Ray's to repeat.
         self._remote = ray.remote(max_retries=0, num_cpus=1)(_beside_worker)
@@ -272,9 +272,9 @@ class RayExecutor:
         try:
             outcome: Outcome = ray.get(reference)
         except ray.exceptions.OutOfMemoryError as error:
-            return Outcome("out of memory", error=str(error).splitlines()[0])
+            return Outcome("out of memory", error=first_line(error))
         except ray.exceptions.RayError as error:
-            return Outcome("failed", error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            return Outcome("failed", error=f"{type(error).__name__}: {first_line(error)}")
         finally:
             with self._lock:
                 self._waiting.discard(reference)

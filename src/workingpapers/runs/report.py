@@ -73,7 +73,7 @@ def _leaderboard_files(boards: Iterable[Leaderboard], papers: Mapping[str, Asses
         page = {"board": board, "papers": papers, "plots": plot.plots(board), "command": command(board)}
         files[f"{name}.html"] = _render("leaderboard.html", root="../", **page, **provenance(board))
         files[f"{name}.json"] = as_json(board)
-        files[f"{name}.csv"] = board.to_frame().to_csv()
+        files[f"{name}.csv"] = board.to_csv()
     return files
 
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, first_line
 
 SCHEMA_VERSION = 1
 Budget = Literal["quick", "full"]
@@ -72,7 +72,7 @@ class Run:
         measured: what the runner measured: fit_seconds, predict_seconds, cpu_seconds, peak_memory_mb, peak_gpu_mb,
             parameters.
         curves: learning curves that the entry logged: name to (x, y) pairs.
-        settings: label column, threads, and the budget in full.
+        settings: label column, threads, the budget in full, and remarks: what the run said of itself (`UserRemark`).
         versions: of Python and the libraries; hardware: of the machine.
         finished: UTC time, ISO 8601.
     """
@@ -130,7 +130,7 @@ class Store:
     def _migrate(self) -> None:
         tables = self._database.tables()
         if not tables:
-            return  # made with the first run, so that looking at a store never creates one
+            return  # made by `create`, so that looking at a store never creates one
         if "workingpapers_schema" not in tables:
             raise UserError(f"{self._shown} is a database, but not a store of runs. Name another with --store.")
         version = int(self._database.query("SELECT version FROM workingpapers_schema", {})[0]["version"])
@@ -141,6 +141,15 @@ class Store:
                 f"reads and writes schema {SCHEMA_VERSION}. It was left as it is: use that version, or name another "
                 "--store."
             )
+
+    def create(self) -> None:
+        """Make the tables if they aren't there, so that a store that cannot be written is refused before any work.
+
+        Raises:
+            UserError: the store cannot be written.
+        """
+        with self._lock:
+            self._database.execute(_SCHEMA)
 
     def save(self, run: Run) -> None:
         """Write a run, in place of an earlier one with the same key; it is on disk when this returns.
@@ -261,7 +270,7 @@ class _Server:
             self._engine = sqlalchemy.create_engine(url, pool_pre_ping=True)
             self.tables()
         except (sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
-            raise UserError(f"The store {self._shown} cannot be opened: {str(error).splitlines()[0]}") from error
+            raise UserError(f"The store {self._shown} cannot be opened: {first_line(error)}") from error
 
     def tables(self) -> set[str]:
         return {name for name in self._sql.inspect(self._engine).get_table_names() if name.startswith("workingpapers_")}
@@ -271,7 +280,7 @@ class _Server:
             with self._engine.connect() as connection:
                 return [dict(row) for row in connection.execute(self._sql.text(sql), dict(values)).mappings()]
         except self._sql.exc.SQLAlchemyError as error:
-            raise UserError(f"The store {self._shown} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UserError(f"The store {self._shown} cannot be read: {first_line(error)}") from error
 
     def execute(self, statements: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
         try:
@@ -282,7 +291,7 @@ class _Server:
                 for sql, values in statements:
                     connection.execute(self._sql.text(sql), dict(values))
         except self._sql.exc.SQLAlchemyError as error:
-            raise UserError(f"The store {self._shown} cannot be written: {str(error).splitlines()[0]}") from error
+            raise UserError(f"The store {self._shown} cannot be written: {first_line(error)}") from error
 
 
 def _hidden(url: str) -> str:

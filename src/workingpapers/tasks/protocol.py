@@ -244,7 +244,7 @@ class Task:
             UserError: the task has no such setting.
         """
         if name not in self.settings:
-            raise unknown_name(f"setting of task {self.name}", name, self.settings)
+            raise unknown_name("setting", name, self.settings, of=f"task {self.name}")
         return self.settings[name]
 
     def select(self, setting: str, names: Iterable[str] | None = None) -> list[Entry]:

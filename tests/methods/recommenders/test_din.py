@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.recommenders.din import DIN, Dice, DINClassifier, LocalActivationUnit, batch_aware_l2
 from workingpapers.methods.recommenders.fields import FieldEmbedding
 from workingpapers.methods.recommenders.metrics import auc
@@ -342,7 +343,7 @@ def test_regularised_vectors_are_smaller(data):
 
 def test_without_a_history_it_says_so():
     table, y = impressions(100)
-    with pytest.warns(UserWarning, match="no column is a history"):
+    with pytest.warns(UserRemark, match="no column is a history"):
         model = DINClassifier(**CHEAP | {"kinds": None}, max_epochs=1).fit(table, y)
     assert model.explain(table).empty
 

@@ -148,7 +148,7 @@ def test_bad_neighbours_are_named(options):
 
 @pytest.mark.skipif(importlib.util.find_spec("implicit") is not None, reason="implicit is installed")
 def test_als_says_what_it_needs():
-    with pytest.raises(ValueError, match="pip install implicit"):
+    with pytest.raises(ValueError, match=r"pip install 'workingpapers\[implicit\]'"):
         ALSRecommender().fit(random_log())
 
 

@@ -10,6 +10,7 @@ from clicks import KINDS, impressions
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.recommenders.baselines import FM, MLP, MLPClickClassifier
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.schema import Schema
@@ -223,7 +224,7 @@ def test_a_search_that_chooses_nothing_is_told():
     for strength, rate, kept in ((0.0, 1e-6, "every"), (50.0, 0.5, "no")):
         options = {"search_epochs": 2, "strength": strength, "learning_rate": rate, "rewind_epoch": 0}
         model = MLPClickClassifier(kinds=KINDS, table="optfs", table_options=options, max_epochs=1, random_state=0)
-        with pytest.warns(UserWarning, match=f"OptFS kept {kept} value"):
+        with pytest.warns(UserRemark, match=f"OptFS kept {kept} value"):
             model.fit(table, y)
 
 

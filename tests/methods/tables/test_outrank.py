@@ -292,6 +292,9 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "header.csv").write_text("a,y\n")
     (tmp_path / "ragged.csv").write_text("a,y\n1,0\n1,2,3,4\n")
+    (tmp_path / "wide.csv").write_text("a,y\n1,0,5\n2,1,6\n")
+    (tmp_path / "latin.csv").write_bytes("a,y\n\xe9,0\nu,1\n".encode("latin1"))
+    (tmp_path / "folder.csv").mkdir()
     (tmp_path / "gap.csv").write_text("a,y\n1,0\n2,\n")
     (tmp_path / "one.csv").write_text("a,y\n1,0\n2,0\n")
     (tmp_path / "sorted.csv").write_text("a,y\n" + "1,0\n" * 4 + "2,1\n" * 4)
@@ -301,12 +304,15 @@ def test_bad_files_are_named(tmp_path):
     for name, label, message in [
         ("nowhere.csv", "y", "There is no file"),
         ("log.json", "y", "is no .csv, .tsv or .parquet file"),
-        ("log.parquet", "cliked", r"Unknown column of log.parquet 'cliked'. Did you mean 'clicked'"),
+        ("folder.csv", "y", "folder.csv is a folder"),
+        ("log.parquet", "cliked", r"Unknown column 'cliked' of log.parquet. Did you mean 'clicked'"),
         ("half.parquet", "clicked", "half.parquet cannot be read"),
         ("half.csv.gz", "clicked", "half.csv.gz cannot be read"),
         ("twice.csv", "y", r"columns \['a'\] more than once"),
         ("empty.csv", "y", "empty.csv cannot be read"),
-        ("header.csv", "y", r"has the values \[\] in 0 rows"),
+        ("header.csv", "y", "holds no rows"),
+        ("wide.csv", "y", r"more values than the header has names \(2\)"),
+        ("latin.csv", "y", "it is not UTF-8"),
         ("ragged.csv", "y", "ragged.csv cannot be read"),
         ("gap.csv", "y", "'y' is missing in row 2"),
         ("one.csv", "y", r"has the values \['0'\] in 2 rows"),

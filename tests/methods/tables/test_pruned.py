@@ -17,7 +17,6 @@ from workingpapers.methods.tables.pruned import (
     CompactTable,
     CutTable,
     PrunedTable,
-    narrow_dim,
     occurrences,
     redrawn,
 )
@@ -118,12 +117,6 @@ def test_redrawn_weights_are_the_same_numbers_elsewhere():
     assert not torch.equal(drawn["w"], state["w"])
     assert torch.equal(drawn["w"].flatten().sort().values, state["w"].flatten().sort().values)
     assert torch.equal(drawn["kept"], state["kept"])
-
-
-def test_the_width_that_bytes_buy():
-    assert narrow_dim([10, 20], 30 * 4 * 5 + 100) == 5
-    with pytest.raises(ValueError, match="100 bytes hold no table of 30 ids; width 1 takes 120"):
-        narrow_dim([10, 20], 100)
 
 
 def test_bad_input_is_named():

@@ -32,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workingpapers.errors import unknown_name
+from workingpapers.errors import UserRemark, unknown_name
 from workingpapers.methods.recommenders.baselines import DeepClassifier
 from workingpapers.methods.recommenders.fields import FieldEmbedding
 from workingpapers.methods.recommenders.schema import Field, Rows, Schema, flattened
@@ -305,10 +305,8 @@ class DINClassifier(DeepClassifier):
 
     def _build(self, schema: Schema) -> nn.Module:
         if not schema.of_kind("sequence"):
-            message = (
-                "no column is a history, so that DIN is a plain network; name one in kinds as 'sequence of COLUMN'"
-            )
-            warnings.warn(message, stacklevel=2)
+            remark = "no column is a history, so that DIN is a plain network; name one in kinds as 'sequence of COLUMN'"
+            warnings.warn(remark, UserRemark, stacklevel=2)
         return DIN(
             FieldEmbedding(schema, self.dim, table=self.table, table_options=dict(self.table_options or {})),
             self.hidden,

@@ -135,7 +135,7 @@ class Schema:
 
         Raises:
             ValueError: no rows; columns that repeat, are not named by text, or change between batches; kinds that do
-                not fit; infinite numbers; dates.
+                not fit; infinite numbers; dates; dicts.
         """
         counts: Counts | None = None
         for batch in batches:
@@ -274,7 +274,10 @@ class _Column:
         if self.kind in ("multi", "sequence"):
             lengths, values = flattened(column)
             self.longest = max(self.longest, int(lengths.max(initial=0)))
-        codes, distinct = pd.factorize(values)
+        try:
+            codes, distinct = pd.factorize(values)
+        except TypeError as error:  # dicts, lists of lists
+            raise ValueError(f"column {self.name!r} holds values that are not single ones: {error}") from error
         self._update(dict(zip(as_text(distinct), np.bincount(codes[codes >= 0]).tolist(), strict=True)))
 
     def merge(self, other: _Column) -> None:

@@ -236,7 +236,9 @@ class ALSRecommender(SequenceRecommender):
         try:
             from implicit.cpu.als import AlternatingLeastSquares
         except ImportError as error:
-            raise ValueError("ALSRecommender needs the package 'implicit': pip install implicit") from error
+            raise ValueError(
+                "ALSRecommender needs the package 'implicit': pip install 'workingpapers[implicit]'"
+            ) from error
         self.model_ = AlternatingLeastSquares(
             factors=self.factors,
             regularization=self.regularization,

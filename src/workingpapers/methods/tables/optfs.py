@@ -34,6 +34,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.recommenders.schema import Rows
 from workingpapers.methods.recommenders.training import Plan, train
 from workingpapers.methods.tables.common import tables_of
@@ -145,13 +146,14 @@ class FeatureGate(PrunedTable):
         """Search for `search_epochs`, and rewind.
 
         Warns:
-            UserWarning: all values were kept, or none.
+            UserRemark: all values were kept, or none.
         """
         start = self.learn(model, rows, labels, plan, seed=seed)
         ratio = sum(table.keep_ratio for table in tables_of(model, FeatureGate))
         if ratio in (0, len(tables_of(model, FeatureGate))):
             kept, remedy = ("every", "raise") if ratio else ("no", "lower")
-            warnings.warn(f"OptFS kept {kept} value; {remedy} strength, learning_rate or search_epochs", stacklevel=2)
+            remark = f"OptFS kept {kept} value; {remedy} strength, learning_rate or search_epochs"
+            warnings.warn(remark, UserRemark, stacklevel=2)
         _rewind(model, redrawn(start) if self.restart == "random" else start)
 
     def learn(self, model: nn.Module, rows: Rows, labels: Tensor, plan: Plan, *, seed: int = 0) -> dict[str, Tensor]:

@@ -325,8 +325,8 @@ def rank_file(
         value), values (how many distinct ones; estimated to about 3 % from a thousand on).
 
     Raises:
-        UserError: a file that is missing, cut off or of another format; columns that repeat; no such label; labels that
-            are missing, all different or all the same.
+        UserError: a file that is missing, cut off or of another format; columns that repeat; no rows; no such label;
+            labels that are missing, all different or all the same.
     """
     selector = OutRankSelector(method=method, null=null, random_state=random_state)
     selector._check_options()
@@ -346,6 +346,8 @@ def rank_file(
                 raise UserError(f"The column {name!r} of {path} does not hold single values: {error}.") from error
         if target.nunique() > 1:  # a batch of one label says nothing
             selector.partial_fit(batch, target.astype(str))
+    if not rows:
+        raise UserError(f"{path} holds no rows.")
     if len(labels) < 2:
         raise UserError(f"The label {label!r} has the values {sorted(map(str, labels))} in {rows} rows; it needs two.")
     if not hasattr(selector, "ranking_"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workingpapers.errors import UserError, unknown_name
+from workingpapers.errors import UserError, unknown_name, unreadable
 
 
 def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
     """Yield a file's rows, `size` at a time; columns of text files are text.
 
     Raises:
-        UserError: a file that is missing, cut off or of another format, columns that repeat, or no such label.
+        UserError: a file that is missing, cut off or of another format, columns that repeat, rows of more values than
+            the header has names, or no such label.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     if kind not in (".csv", ".tsv", ".parquet"):
         raise UserError(f"{path} is no .csv, .tsv or .parquet file.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a file is needed.")
     if not path.is_file():
         raise UserError(f"There is no file {path}.")
     try:
@@ -29,7 +33,7 @@ def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
     except (OSError, EOFError, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} cannot be read: {error}") from error
+        raise unreadable(path, error) from error
 
 
 def _parquet(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
@@ -43,11 +47,21 @@ def _parquet(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
 
 
 def _text(path: Path, label: str, size: int, kind: str) -> Iterator[pd.DataFrame]:
-    options: dict[str, Any] = {"sep": "\t" if kind == ".tsv" else ",", "dtype": str}
+    options: dict[str, Any] = {"sep": "\t" if kind == ".tsv" else ",", "dtype": str, "index_col": False}
     header = pd.read_csv(path, header=None, nrows=1, **options)
     _check_header(path, header.iloc[0].astype(str).tolist(), label)
     with pd.read_csv(path, chunksize=size, **options) as reader:
-        yield from (batch for batch in reader if len(batch))
+        while True:
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+                try:
+                    batch = next(reader, None)
+                except pd.errors.ParserWarning as error:  # else it would drop the last columns
+                    more = f"rows hold more values than the header has names ({header.shape[1]})"
+                    raise UserError(f"{path}: {more}.") from error
+            if batch is None:
+                return
+            if len(batch):
+                yield batch
 
 
 def _check_header(path: Path, names: list[str], label: str) -> None:
@@ -55,7 +69,7 @@ def _check_header(path: Path, names: list[str], label: str) -> None:
     if repeated:
         raise UserError(f"{path} has columns {repeated} more than once.")
     if label not in names:
-        raise unknown_name(f"column of {path.name}", label, names)
+        raise unknown_name("column", label, names, "The option label names the one to be told about.", of=path.name)
     if len(names) < 2:
         raise UserError(f"{path} has no column beside the label {label!r}.")
 

@@ -207,18 +207,6 @@ def redrawn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def narrow_dim(sizes: Sequence[int], held_bytes: int) -> int:
-    """Return the width of the widest full float32 table within a number of bytes: the other way to save them.
-
-    Raises:
-        ValueError: not even width 1 fits.
-    """
-    dim = held_bytes // (4 * sum(sizes))
-    if dim < 1:
-        raise ValueError(f"{held_bytes} bytes hold no table of {sum(sizes)} ids; width 1 takes {4 * sum(sizes)}")
-    return dim
-
-
 def check_choice(option: str, given: str, allowed: Sequence[str]) -> None:
     """Refuse an option that is none of the allowed words.
 

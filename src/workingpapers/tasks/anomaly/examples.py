@@ -167,9 +167,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
         UserError: data or model cannot be used.
     """
     data, _, normal = pool(conditions)
-    remarks = []
-    if data.skipped:
-        remarks.append(f"{len(data.skipped)} images were skipped: {'; '.join(data.skipped[:3])}")
+    remarks = list(data.remarks)
     if normal != "normal":
         remarks.append(f"Normal is the training part's class, {normal!r}; all other classes count as anomalous.")
     if data.images is None:  # features that somebody computed already: no model is needed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from workingpapers.errors import UserError
 from workingpapers.tasks.ctr.settings import task
 from workingpapers.tasks.protocol import Context
 
@@ -61,14 +62,13 @@ def ipnn(train: Examples, context: Context) -> Clicker:
     return _tuned(train, context, "IPNNClassifier")
 
 
+@task.entry("standard")
 def lightgbm(train: Examples, context: Context) -> Clicker:
-    """Boosted trees, which split on sets of values."""
+    """Boosted trees, which split on sets of values (needs the package lightgbm)."""
+    if find_spec("lightgbm") is None:
+        raise UserError("needs the package lightgbm: pip install 'workingpapers[lightgbm]'")
     models = [Boosted(train, context.seed, rate) for rate in RATES[: context.budget.trials]]
     return max(models, key=lambda model: model.validation_auc)
-
-
-if find_spec("lightgbm") is not None:
-    task.entry("standard")(lightgbm)
 
 
 class Boosted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -98,8 +97,6 @@ def prepare(conditions: Conditions) -> Prepared:
             remarks.append(_counted_by_ray(data, problem.train))
     except ValueError as error:
         raise UserError(f"{data.name}: {error}.") from error
-    if conditions.setting == "standard" and find_spec("lightgbm") is None:
-        remarks.append("lightgbm is left out, for it is not installed: pip install lightgbm")
     return Prepared(data.fingerprint, "", tuple(remarks))
 
 

@@ -74,11 +74,11 @@ def prepare(conditions: Conditions) -> Prepared:
     Raises:
         UserError: the data are no images, or cannot be used.
     """
-    from workingpapers.tasks.probe.examples import pool, remarks
+    from workingpapers.tasks.probe.examples import pool
 
     data = pool(conditions)
     _images(data)
-    return Prepared(data.fingerprint, "", remarks(data))
+    return Prepared(data.fingerprint, "", data.remarks)
 
 
 def load(conditions: Conditions, seed: int) -> ImageProblem:

@@ -122,19 +122,11 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     """
     data = pool(conditions)
     if data.images is None:  # features that somebody computed already: no model is needed
-        return Prepared(data.fingerprint, "", remarks(data))
+        return Prepared(data.fingerprint, "", data.remarks)
     backbone = load_model(conditions.model)
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
         features(data, backbone, need)
-    return Prepared(data.fingerprint, backbone.fingerprint, remarks(data), Later(backbone))
-
-
-def remarks(data: LabelledData) -> tuple[str, ...]:
-    """Return what the user should know of the data: how many images were skipped, and the first of them."""
-    if not data.skipped:
-        return ()
-    count = len(data.skipped)
-    return (f"{count} image{'s were' if count > 1 else ' was'} skipped: {'; '.join(data.skipped[:3])}",)
+    return Prepared(data.fingerprint, backbone.fingerprint, data.remarks, Later(backbone))
 
 
 def features(data: LabelledData, backbone: Backbone | None, need: str) -> NDArray[Any]:

@@ -65,5 +65,5 @@ def als(train: Examples, context: Context) -> SequenceRecommender:
     from workingpapers.methods.recommenders.sequential import ALSRecommender
 
     if find_spec("implicit") is None:
-        raise UserError("als needs a package: pip install implicit")
+        raise UserError("needs the package implicit: pip install 'workingpapers[implicit]'")
     return ALSRecommender(random_state=context.seed).fit(train.log)
