@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tinymodels import FAMILIES, left_padded, tiny, tokens
 from torch.nn import functional as F
 
-from workingpapers.methods.attention import common, hip
+from workingpapers.methods.attention import common, gathering, hip
 from workingpapers.methods.attention.common import dense_attention, merge
 from workingpapers.methods.attention.hip import HiPAttention, apply, naive_hip_attention, naive_hip_mask
 
@@ -131,7 +131,7 @@ def test_needs_neighbours_that_score_alike():
 
 def counted(monkeypatch, sampled, attention, *arguments, **options):
     """Return how many scores a call computes: visible pairs, and those of `sampled` queries in searches."""
-    entries, attend, take = [], hip.fused_attention, hip.Vectors.take
+    entries, attend, take = [], hip.fused_attention, gathering.Rows.take
 
     def count_attend(q, k, v, *, causal=False, scale=None, mask=None):
         seen = torch.ones(len(q), q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool)
@@ -141,11 +141,11 @@ def counted(monkeypatch, sampled, attention, *arguments, **options):
 
     def count_take(self, places):
         if not torch.is_grad_enabled():  # the search, each of whose keys meets every sampled query
-            entries.append(places.numel() * sampled)
+            entries.append(places.numel() * attention.block_k * sampled)
         return take(self, places)
 
     monkeypatch.setattr(hip, "fused_attention", count_attend)
-    monkeypatch.setattr(hip.Vectors, "take", count_take)
+    monkeypatch.setattr(gathering.Rows, "take", count_take)
     attention(*arguments, **options)
     monkeypatch.undo()
     return sum(entries)

@@ -211,14 +211,14 @@ def test_score_entries_are_those_of_the_recursion():
 def test_score_entries_are_those_computed(causal, monkeypatch):
     from workingpapers.methods.attention import hyper as module
 
-    entries, attend = [], module._attend
+    entries, attend = [], module.trainable_attention
 
     def count(q, k, v, scale, *, causal=False, bias=None):
         n = q.shape[2]
         entries.append(q.shape[0] * q.shape[1] * (n * (n + 1) // 2 if causal else n * k.shape[2]))
         return attend(q, k, v, scale, causal=causal, bias=bias)
 
-    monkeypatch.setattr(module, "_attend", count)
+    monkeypatch.setattr(module, "trainable_attention", count)
     for length in (1, 7, 16, 64):  # no padding here: what pads a block or a half is not counted
         SMALL(*tensors(1, 1, 1, length), causal=causal)
         assert sum(entries) == SMALL.score_entries(length, causal=causal)

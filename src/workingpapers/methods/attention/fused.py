@@ -6,13 +6,19 @@ parts of a sparse pattern can be computed one by one and merged (`common.merge`)
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from workingpapers.methods.attention.common import causal_mask, check_inputs, dense_attention, repeat_heads
 
 FEW = 32
 """Keys for which plain matrix products beat the kernel on a CPU: for 10 it takes as long as for 100."""
+
+EVEN = 16
+"""Numbers of keys that are multiples of it save the kernel some hundredths of its time."""
 
 
 def fused_attention(
@@ -46,14 +52,14 @@ def fused_attention(
     if causal and not flag and q.shape[2] > 1:
         seen = causal_mask(q.shape[2], k.shape[2], q.device)
         mask = seen.view(1, 1, *seen.shape) if mask is None else _hide(mask, ~seen)
-    bias = mask if mask is None or mask.dtype != torch.bool else _hide(q.new_zeros(mask.shape), ~mask)
+    bias = mask if mask is None or mask.dtype != torch.bool else torch.where(mask, 0.0, -torch.inf)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     few = q.device.type == "cpu" and q.shape[2] > k.shape[2] and k.shape[2] <= FEW
     out, lse = _products(q, k, v, bias, scale) if few else _kernel(q, k, v, bias, flag, scale)
-    if bias is not None:  # lse may be 0 or NaN where a query sees no key
-        blind = (bias == -torch.inf).all(dim=-1)
-        if q.device.type == "cuda" or bool(blind.any()):  # a copy is cheaper than to wait for a GPU's answer
-            out, lse = out.masked_fill(blind.unsqueeze(-1), 0.0), lse.masked_fill(blind, -torch.inf)
+    if mask is not None:  # lse may be 0 or NaN where a query sees no key
+        sees = (mask if mask.dtype == torch.bool else mask != -torch.inf).any(dim=-1)
+        if q.device.type == "cuda" or not bool(sees.all()):  # a copy is cheaper than to wait for a GPU's answer
+            out, lse = out.masked_fill(~sees.unsqueeze(-1), 0.0), lse.masked_fill(~sees, -torch.inf)
     return out, lse
 
 
@@ -84,8 +90,56 @@ def _kernel(
         out, lse = flash(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
         return out, lse
     if bias is not None:  # this kernel wants the whole bias, in rows that start at multiples of 16 bytes
-        room = torch.nn.functional.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
+        room = F.pad(bias, (0, -bias.shape[-1] % 8))[..., : bias.shape[-1]]
         bias = room.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     out, lse, _, _ = efficient(q, k, v, bias, True, 0.0, causal, scale=scale)
     return out, lse[..., : q.shape[2]]
+
+
+def trainable_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Do what `fused_attention` does, with gradients by the kernel too on a CPU if d = d_v.
+
+    Args:
+        q, k, v, scale: as in `dense_attention`.
+        causal: takes as many queries as keys.
+        bias: added to the scores; it must leave each query a key.
+
+    Returns:
+        out (B, H_q, T_q, d_v) and lse (B, H_q, T_q).
+    """
+    if q.device.type != "cpu" or q.shape[-1] != v.shape[-1] or 0 in (*q.shape, *k.shape):
+        return fused_attention(q, k, v, scale=scale, causal=causal, mask=bias)
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    found: tuple[Tensor, Tensor] = _FusedAttention.apply(q, k, v, scale, causal, bias)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _FusedAttention(torch.autograd.Function):
+    """torch's fused CPU kernel with the log-sum-exp that it computes anyway, and with that one's gradient.
+
+    Its backward takes dS = P (dO V^T - rowsum(dO O)). A gradient g of the log-sum-exp adds P g: what a further column
+    of V gives that is 1 where that column of dO is g and that of O is 0.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = kernel(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(q, k, v, out, lse, bias)
+        ctx.scale, ctx.causal = scale, causal
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse, bias = ctx.saved_tensors
+        grad_out, grad_lse = gradients
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        grad_out = torch.cat([grad_out, grad_lse.unsqueeze(-1).to(grad_out.dtype)], dim=-1)
+        q, k, out, v = F.pad(q, (0, 1)), F.pad(k, (0, 1)), F.pad(out, (0, 1)), F.pad(v, (0, 1), value=1.0)
+        found = kernel(grad_out, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=bias, scale=ctx.scale)
+        return *(x[..., :-1] for x in found), None, None, None

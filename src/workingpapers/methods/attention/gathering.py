@@ -8,6 +8,25 @@ import torch
 from torch import Tensor
 
 
+class Rows:
+    """The rows of a tensor (n, ...), to be taken again and again."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.room = x.new_empty(0)
+
+    def take(self, places: Tensor) -> Tensor:
+        """Return the rows at places (*), (*, ...); without gradients they are valid until the next call."""
+        if torch.is_grad_enabled() and self.x.requires_grad:
+            return self.x[places]
+        row = self.x.shape[1:]
+        size = places.numel() * row.numel()
+        if self.room.numel() < size:  # new memory each time would cost more than what is done in it
+            self.room = self.x.new_empty(size)
+        room = self.room[:size].view(places.numel(), *row)
+        return torch.index_select(self.x, 0, places.flatten(), out=room).view(*places.shape, *row)
+
+
 class Vectors:
     """The vectors of keys or values (B, G, T, d), to be gathered for H query heads without copying the whole."""
 
@@ -20,26 +39,24 @@ class Vectors:
         self.rows = x.as_strided((last + 1 if x.numel() else 0, width), (width, 1))
         group = torch.arange(heads, device=x.device) // (heads // x.shape[1])
         self.first = (torch.arange(x.shape[0], device=x.device)[:, None] * batch + group * head).flatten()
-        self.room = x.new_empty(0)
 
     def places(self, owner: Tensor, tokens: Tensor) -> Tensor:
         """Return which rows hold the tokens (m, c) of sequences and heads (m,), numbered b H + h."""
         return self.first[owner][:, None] + tokens * self.step
 
-    def chunk(self, places: Tensor) -> int:
-        """Return how many m of places (m, c) to gather at once: as much as stays in the caches of the processors."""
+    def chunk(self, count: int) -> int:
+        """Return for how many m to take (m, count) vectors at once: those that stay in the caches of a processor."""
         size = 2**18 * torch.get_num_threads() if self.rows.device.type == "cpu" else 2**24
-        return max(1, size // (places.shape[1] * self.rows.shape[1]))
+        return max(1, size // (count * self.rows.shape[1]))
 
-    def take(self, places: Tensor) -> Tensor:
-        """Return the vectors (m, c, d) at places (m, c); without gradients, valid until the next call."""
-        if torch.is_grad_enabled() and self.rows.requires_grad:
-            return self.rows[places]
-        size = places.numel() * self.rows.shape[1]
-        if self.room.numel() < size:  # new memory each time would cost more than what is done in it
-            self.room = self.rows.new_empty(size)
-        room = self.room[:size].view(-1, self.rows.shape[1])
-        return torch.index_select(self.rows, 0, places.flatten(), out=room).view(*places.shape, -1)
+    def reader(self) -> Rows:
+        """Return what takes vectors at places (m, c), as (m, c, d)."""
+        return Rows(self.rows)
+
+    def run_reader(self, run: int) -> Rows:
+        """Return what takes the vectors of `run` tokens from each place (m, c) on, as (m, c, run, d)."""
+        count, width = len(self.rows) - (run - 1) * self.step, self.rows.shape[1]
+        return Rows(self.rows.as_strided((max(0, count), run, width), (width, self.step * width, 1)))
 
 
 def split(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

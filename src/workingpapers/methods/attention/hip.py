@@ -40,7 +40,8 @@ from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs
 from workingpapers.methods.attention.fused import fused_attention
 from workingpapers.methods.attention.gathering import Vectors, split
-from workingpapers.methods.attention.lm_infinite import first_real
+from workingpapers.methods.attention.padding import real_pieces, unseen
+from workingpapers.methods.attention.parallel import each
 
 _BATCH = 64  # query blocks whose keys are listed at once; how many are gathered at once is up to `Vectors.chunk`
 
@@ -102,8 +103,8 @@ class HiPAttention:
             check_inputs(q, k, v, finite=not all(x.sum().isfinite() for x in (q, k, v)))
         if key_mask is None:
             return self.attend(q, k, v, self.search(q, k), scale=scale)
-        out, lse = _nothing(q, v)
-        for row, queries, keys in _pieces(q, k, key_mask):
+        out, lse = unseen(q, v)
+        for row, queries, keys in real_pieces(q, k, key_mask):
             piece = q[row, :, queries], k[row, :, keys], v[row, :, keys]
             found = self.search(*piece[:2])
             out[row, :, queries], lse[row, :, queries] = self.attend(*piece, found, scale=scale)
@@ -126,18 +127,20 @@ class HiPAttention:
             queries, owner, number = run.blocks(q)
             sampled = queries[:, (run.size - 1) % self.query_stride :: self.query_stride]
             total = torch.tensor(run.candidates, device=q.device)[number]
-            leaves = [self._descend(keys, run.rounds, *part) for part in split(_BATCH, sampled, owner, total)]
+            parts = split(_BATCH, sampled, owner, total)
+            leaves = each(lambda part: self._descend(keys, run.rounds, *part), parts, q, k)  # noqa: B023
             found.append(torch.cat(leaves).view(*q.shape[:2], -1, n))
         return torch.cat(found, dim=2)
 
     def _descend(self, keys: Vectors, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
         """Return what m query blocks (m, sampled, d) of heads (m,) find among (m,) candidates, (m, n)."""
         n, exact = self.top_k // self.block_k, torch.promote_types(q.dtype, torch.float32)
+        reader = keys.run_reader(self.block_k)
 
         def scores(blocks: Tensor) -> Tensor:
-            places = keys.places(owner, self._tokens(blocks))
-            parts = split(keys.chunk(places), q.to(exact), places)
-            best = [(queries @ keys.take(part).to(exact).mT).amax(dim=1) for queries, part in parts]
+            places = keys.places(owner, self.sinks + blocks * self.block_k)
+            parts = split(keys.chunk(blocks.shape[1] * self.block_k), q.to(exact), places)
+            best = [(queries @ reader.take(part).flatten(1, 2).to(exact).mT).amax(dim=1) for queries, part in parts]
             return torch.cat(best).view(*blocks.shape, self.block_k).amax(dim=2)
 
         edges = torch.arange(n + 1, device=q.device) * total[:, None] // n
@@ -187,14 +190,21 @@ class HiPAttention:
         keys, values = Vectors(k, q.shape[1]), Vectors(v, q.shape[1])
         near, bias = self._window(run, k.shape[2] - q.shape[2], q)
         queries, owner, number = run.blocks(q)
-        first, parts = torch.arange(self.sinks, device=q.device), []
-        for blocks, heads, leaves, at in split(_BATCH, queries[:, None], owner, found.flatten(0, 2), number):
+        first = torch.arange(self.sinks, device=q.device)
+
+        def attend(part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            blocks, heads, leaves, at = part
             tokens = torch.cat([first.expand(len(at), -1), self._tokens(leaves), near[at]], dim=1)
-            places = [x.places(heads, tokens) for x in (keys, values)]
-            for some, k_places, v_places, numbers in split(keys.chunk(tokens), blocks, *places, at):
-                key, value = keys.take(k_places)[:, None], values.take(v_places)[:, None]
+            places, readers = (x.places(heads, tokens) for x in (keys, values)), (keys.reader(), values.reader())
+            found = []
+            for some, k_places, v_places, numbers in split(keys.chunk(tokens.shape[1]), blocks, *places, at):
+                key, value = (x.take(at)[:, None] for x, at in zip(readers, (k_places, v_places), strict=True))
                 mask = bias if len(bias) == 1 else bias[numbers]
-                parts.append(fused_attention(some, key, value, scale=scale, mask=mask))
+                found.append(fused_attention(some, key, value, scale=scale, mask=mask))
+            out, lse = zip(*found, strict=True)
+            return torch.cat(out), torch.cat(lse)
+
+        parts = each(attend, split(_BATCH, queries[:, None], owner, found.flatten(0, 2), number), q, k, v)
         out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
         return out.view(*q.shape[:2], -1, v.shape[3]), lse.view(*q.shape[:2], -1)
 
@@ -277,26 +287,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
     if 0 in (*q.shape[:2], q.shape[3], v.shape[3]):
         raise ValueError(f"only T may be 0; got q {tuple(q.shape)}, v {tuple(v.shape)}")
-
-
-def _pieces(q: Tensor, k: Tensor, key_mask: Tensor) -> list[tuple[slice, slice, slice]]:
-    """Return the slices (row, queries, keys) of the real tokens of each row that has real queries."""
-    needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
-    if got != needed or key_mask.dtype != torch.bool:
-        raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
-    past, pieces = k.shape[2] - q.shape[2], []
-    spans = zip(first_real(key_mask).tolist(), key_mask.sum(dim=1).tolist(), strict=True)
-    for row, (begin, count) in enumerate(spans):
-        end = begin + count
-        if end > max(begin, past):
-            pieces.append((slice(row, row + 1), slice(max(0, begin - past), end - past), slice(begin, end)))
-    return pieces
-
-
-def _nothing(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the output and log-sum-exp of queries that see nothing."""
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
-    return q.new_zeros(*q.shape[:3], v.shape[3]), lse
 
 
 def naive_hip_mask(hip: HiPAttention, q: Tensor, k: Tensor) -> Tensor:
@@ -385,7 +375,7 @@ def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 
             return (dense if layer < dense_layers else hip)(q, k, v, scale=scale, key_mask=key_mask)[0]
         check_inputs(q, k[:, :, -1:], v[:, :, -1:], finite=True)  # the cache holds what was checked before
         whole = [(slice(None), slice(None), slice(None))]
-        pieces = whole if key_mask is None else _pieces(q, k, key_mask)
+        pieces = whole if key_mask is None else real_pieces(q, k, key_mask)
         starts = [(row, keys.start) for row, _, keys in pieces]
         last = memory.get(layer) if layer in kwargs["hip_unchanged"] else None
         if last is not None and last.age + 1 < refresh_interval and last.starts == starts:
@@ -393,7 +383,7 @@ def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 
         else:
             age, found = 0, [hip.search(q[row], k[row, :, keys]) for row, _, keys in pieces]
         memory[layer] = _Found(weakref.ref(k), age, starts, found)
-        out = _nothing(q, v)[0]
+        out = unseen(q, v)[0]
         for (row, _, keys), blocks in zip(pieces, found, strict=True):
             out[row] = hip.attend(q[row], k[row, :, keys], v[row, :, keys], blocks, scale=scale, age=age)[0]
         return out

@@ -37,15 +37,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workingpapers.methods.attention import common
-from workingpapers.methods.attention.common import (
-    Model,
-    attention_layers,
-    check_inputs,
-    dense_attention,
-    merge,
-    repeat_heads,
-)
-from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.common import Model, attention_layers, check_inputs, dense_attention, merge
+from workingpapers.methods.attention.fused import trainable_attention
+from workingpapers.methods.attention.padding import unseen
+from workingpapers.methods.attention.parallel import each
 
 
 def sort_lsh(x: Tensor, directions: Tensor) -> Tensor:
@@ -79,6 +74,23 @@ def block_sample_attention(
     """
     # A finite sum is proof in one pass; sums of large numbers in half precision may need the second look.
     check_inputs(q, k, v, finite=not all(x.sum().isfinite() for x in (q, k, v)))
+    group = q.shape[1] // k.shape[1]
+    if len(q) == 0:
+        return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
+
+    def attend(place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        b, g = (slice(i, i + 1) for i in place)
+        heads = q[b, group * place[1] : group * (place[1] + 1)]
+        return _estimate(heads, k[b, g], v[b, g], directions, samples[b, g], block_size, scale)
+
+    parts = each(attend, itertools.product(range(k.shape[0]), range(k.shape[1])), q, k, v)
+    out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
+    return out.view(*q.shape[:3], v.shape[3]), lse.view(q.shape[:3])
+
+
+def _estimate(
+    q: Tensor, k: Tensor, v: Tensor, directions: Tensor, samples: Tensor, block_size: int, scale: float
+) -> tuple[Tensor, Tensor]:
     (batch, groups, count, _), (heads, length), drawn = k.shape, q.shape[1:3], samples.shape[2]
     blocks = math.ceil(count / block_size) if block_size else 1
     rows = math.ceil(length / blocks)
@@ -106,7 +118,7 @@ def block_sample_attention(
 
     queries = _take(q, take_q).flatten(0, 2).flatten(1, 2).unsqueeze(1)
     keys, values = (_take(x, take_k).flatten(0, 2).unsqueeze(1) for x in (k, v))
-    out, lse = _attend(queries, keys, values, scale, bias=bias)
+    out, lse = trainable_attention(queries, keys, values, scale, bias=bias)
     address = torch.arange(take_q.numel(), device=q.device).view(take_q.shape).transpose(2, 3).flatten(3).flatten(1, 2)
     back = address.gather(-1, q_place)
     return _take(out, back), lse.flatten().index_select(0, back.flatten()).view(back.shape) + (weight - coarse)
@@ -248,9 +260,7 @@ class HyperAttention:
         if key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool:
             needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
             raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
-        exact = torch.promote_types(q.dtype, torch.float32)
-        out = q.new_zeros(*q.shape[:3], v.shape[3])
-        lse = torch.full(q.shape[:3], -torch.inf, dtype=exact, device=q.device)
+        out, lse = unseen(q, v)
         for b, keys in enumerate(key_mask):
             rows = keys[k.shape[2] - q.shape[2] :] if causal else torch.ones_like(q[b, 0, :, 0], dtype=torch.bool)
             alone = q[b : b + 1, :, rows], k[b : b + 1, :, keys], v[b : b + 1, :, keys]
@@ -277,7 +287,7 @@ class HyperAttention:
         length, depth = q.shape[2], self._depth(q.shape[2])
         size = math.ceil(length / 2**depth)
         q, k, v = (F.pad(x, (0, 0, 0, size * 2**depth - length)) for x in (q, k, v))
-        out, lse = _attend(_pieces(q, size), _pieces(k, size), _pieces(v, size), scale, causal=True)
+        out, lse = trainable_attention(_pieces(q, size), _pieces(k, size), _pieces(v, size), scale, causal=True)
         for _ in range(depth):
             later = _pieces(q, 2 * size)[:, :, size:]
             keys, values = (_pieces(x, 2 * size)[:, :, :size] for x in (k, v))
@@ -288,7 +298,7 @@ class HyperAttention:
 
     def _unmasked(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: _Draw) -> tuple[Tensor, Tensor]:
         if self._exact(q.shape[2], k.shape[2]):
-            return _attend(q, k, v, scale)
+            return trainable_attention(q, k, v, scale)
         drawn = draw.directions, draw.samples(k)
         return block_sample_attention(q, k, v, *drawn, block_size=self.block_size, scale=scale)
 
@@ -366,42 +376,3 @@ def _pieces(x: Tensor, size: int) -> Tensor:
     """Cut (B, H, P size, d) into (B P, H, size, d)."""
     batch, heads, length, width = x.shape
     return x.reshape(batch, heads, length // size, size, width).transpose(1, 2).flatten(0, 1)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, *, causal: bool = False, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return exact attention and its log-sum-exp; `causal` takes as many queries as keys, `bias` is added to scores."""
-    if q.device.type != "cpu" or q.shape[-1] != v.shape[-1] or 0 in (*q.shape, *k.shape):
-        return fused_attention(q, k, v, scale=scale, causal=causal, mask=bias)
-    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    found: tuple[Tensor, Tensor] = _FusedAttention.apply(q, k, v, scale, causal, bias)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _FusedAttention(torch.autograd.Function):
-    """torch's fused CPU kernel with the log-sum-exp that it computes anyway, and with that one's gradient.
-
-    Its backward takes dS = P (dO V^T - rowsum(dO O)). A gradient g of the log-sum-exp adds P g: what a further column
-    of V gives that is 1 where that column of dO is g and that of O is 0.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = kernel(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
-        ctx.save_for_backward(q, k, v, out, lse, bias)
-        ctx.scale, ctx.causal = scale, causal
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse, bias = ctx.saved_tensors
-        grad_out, grad_lse = gradients
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grad_out = torch.cat([grad_out, grad_lse.unsqueeze(-1).to(grad_out.dtype)], dim=-1)
-        q, k, out, v = F.pad(q, (0, 1)), F.pad(k, (0, 1)), F.pad(out, (0, 1)), F.pad(v, (0, 1), value=1.0)
-        found = kernel(grad_out, q, k, v, out, lse, 0.0, ctx.causal, attn_mask=bias, scale=ctx.scale)
-        return *(x[..., :-1] for x in found), None, None, None

@@ -26,6 +26,7 @@ Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for La
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from typing import Any
 
@@ -34,10 +35,12 @@ from torch import Tensor, nn
 
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs, merge, repeat_heads, rotate
-from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.fused import EVEN, fused_attention
+from workingpapers.methods.attention.padding import first_real, unseen
+from workingpapers.methods.attention.parallel import each
 
 ROWS = 2**11
-"""Queries turned towards the sinks at a time: what is computed for them stays in caches."""
+"""Queries at a time on a CPU: what is computed for them stays in caches."""
 
 
 def lambda_mask(length: int, n_local: int, n_global: int) -> Tensor:
@@ -100,25 +103,32 @@ def lambda_attention(
     if key_mask is not None and (key_mask.shape != (q.shape[0], length) or key_mask.dtype != torch.bool):
         raise ValueError(f"key_mask must be boolean ({q.shape[0]}, {length}); got {tuple(key_mask.shape)}")
     start = q.new_zeros(1, dtype=torch.long) if key_mask is None else first_real(key_mask)
-    tail_k, tail_v = (x[:, :, n_global:] if first else x for x in (k, v))
-    tail_mask = None if key_mask is None else key_mask[:, first:]
-    out, lse = window_attention(q, tail_k, tail_v, window=n_local, scale=scale, key_mask=tail_mask)
+    columns, past = start[:, None] + torch.arange(n_global, device=q.device), length - q.shape[2]
+    sinks: tuple[Tensor, ...] = ()
     if length > n_local and n_global > 0:
-        columns = start[:, None] + torch.arange(n_global, device=q.device)
-        sinks_k, sinks_v = (sinks_of(x, columns, first, n_global) for x in (k, v))
-        near_k, past = rotate(sinks_k, _angles(inv_freq, columns, 0)[:, None]), length - q.shape[2]
-        begin = max(0, n_local - past)  # queries before it have every sink in their window
-        parts = [(out[:, :, :begin], lse[:, :, :begin])]
-        for low in range(begin, q.shape[2], ROWS):
-            rows = slice(low, min(low + ROWS, q.shape[2]))
-            queries = torch.arange(past + rows.start, past + rows.stop, device=q.device)
-            visible = queries[:, None] - columns[:, None, :] >= n_local  # (B or 1, rows, n_global)
-            if key_mask is not None:
-                visible = visible & key_mask.gather(1, columns.clamp(max=length - 1))[:, None, :]
-            far_q = rotate(q[:, :, rows], _angles(inv_freq, queries, limit))
-            far = fused_attention(far_q, near_k, sinks_v, scale=scale, mask=visible[:, None])
-            parts.append(merge(out[:, :, rows], lse[:, :, rows], *far))
-        out = torch.cat([found for found, _ in parts], dim=2)
+        sinks = tuple(sinks_of(x, columns, first, n_global) for x in (k, v))
+        sinks = rotate(sinks[0], _angles(inv_freq, columns, 0)[:, None]), sinks[1]
+    tail_k, tail_v = (x[:, :, n_global:] if first else x for x in (k, v))
+
+    step = ROWS if q.device.type == "cpu" else max(1, q.shape[2])
+
+    def attend(low: int) -> Tensor:
+        high = min(low + step, q.shape[2])
+        rows, seen = q[:, :, low:high], slice(past + high - first)
+        tail_mask = None if key_mask is None else key_mask[:, first : past + high]
+        near = tail_k[:, :, seen], tail_v[:, :, seen]
+        out, lse = window_attention(rows, *near, window=n_local, scale=scale, key_mask=tail_mask)
+        if past + high <= n_local or not sinks:  # which are in every window
+            return out
+        queries = torch.arange(past + low, past + high, device=q.device)
+        visible = queries[:, None] - columns[:, None, :] >= n_local  # (B or 1, rows, n_global)
+        if key_mask is not None:
+            visible = visible & key_mask.gather(1, columns.clamp(max=length - 1))[:, None, :]
+        far_q = rotate(rows, _angles(inv_freq, queries, limit))
+        far = fused_attention(far_q, *sinks, scale=scale, mask=visible[:, None])
+        return merge(out, lse, *far)[0]
+
+    out = torch.cat(each(attend, range(0, max(1, q.shape[2]), step), q, k, v), dim=2)
     return out if key_mask is None else out.masked_fill(~key_mask[:, None, -q.shape[2] :, None], 0.0)
 
 
@@ -155,6 +165,8 @@ def window_attention(
         parts.append(_blocks(q, k, v, head, head + body, window, block, scale))
     if head + body < length:
         parts.append(_slice(q, k, v, head + body, length, window, scale, key_mask))
+    if len(parts) == 1:
+        return parts[0]
     return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
 
 
@@ -178,13 +190,13 @@ def _blocks(
 ) -> tuple[Tensor, Tensor]:
     """Attend with the queries from `begin` to `end`, full blocks whose windows all lie within the keys."""
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
-    size = block + window - 1
+    size = min(past + begin + block, math.ceil((block + window - 1) / EVEN) * EVEN)
     band = _band(block, size, window, q.device)
     bias = q.new_zeros(band.shape).masked_fill(~band, -torch.inf)
     parts = []
     for row, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
         keys, values = (
-            x[row, head // group, past + begin - window + 1 : past + end].unfold(0, size, block).mT.unsqueeze(1)
+            x[row, head // group, past + begin + block - size : past + end].unfold(0, size, block).mT.unsqueeze(1)
             for x in (k, v)
         )
         queries = q[row, head, begin:end].reshape(-1, 1, block, q.shape[3])
@@ -205,8 +217,7 @@ def _by_row(
 ) -> tuple[Tensor, Tensor]:
     """Attend row by row without the padding, which keeps the blocks free of masks of their own."""
     past = k.shape[2] - q.shape[2]
-    out = q.new_zeros(*q.shape[:3], v.shape[-1])
-    lse = torch.full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32), device=q.device)
+    out, lse = unseen(q, v)
     for row, real in enumerate(key_mask):
         columns = real.nonzero().flatten().tolist()
         if not columns or columns[-1] < past:
@@ -217,18 +228,6 @@ def _by_row(
             q[rows, :, queries], k[rows, :, begin:end], v[rows, :, begin:end], window=window, scale=scale
         )
     return out, lse
-
-
-def first_real(key_mask: Tensor) -> Tensor:
-    """Return (B,) the column of the first real token of each row of (B, T) booleans, T in a row without any.
-
-    Raises:
-        ValueError: real tokens in more than one run, with padding between them.
-    """
-    runs = key_mask[:, :1].sum(dim=1) + (key_mask[:, 1:] & ~key_mask[:, :-1]).sum(dim=1)
-    if bool((runs > 1).any()):
-        raise ValueError(f"rows {(runs > 1).nonzero().flatten().tolist()} have padding between real tokens")
-    return (key_mask.cumsum(dim=1) == 0).sum(dim=1)
 
 
 def sinks_of(keys: Tensor, columns: Tensor, first: int, n_global: int) -> Tensor:

@@ -49,6 +49,8 @@ from workingpapers.methods.attention.minference_patterns import (
     check_sizes,
     naive_mask,
 )
+from workingpapers.methods.attention.padding import unseen
+from workingpapers.methods.attention.parallel import each
 from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
 
 CANDIDATES: tuple[Pattern, ...] = (
@@ -86,10 +88,9 @@ def minference_attention(
     Raises:
         ValueError: shapes that don't fit, another number of patterns than heads, block_size < 1, NaN or infinity.
     """
-    each = _checked(q, k, v, patterns, block_size, key_mask)
+    heads = _checked(q, k, v, patterns, block_size, key_mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
+    out, lse = unseen(q, v)
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
     for b in range(q.shape[0]):
         real = slice(None) if key_mask is None else key_mask[b]
@@ -99,10 +100,14 @@ def minference_attention(
         check_inputs(queries[None], keys[None], values[None], finite=not sound)
         if queries.shape[1] == 0:
             continue
-        for h, pattern in enumerate(each):
-            head = queries[h], keys[h // group], values[h // group]
-            found = pattern.find(*head[:2], block_size=block_size, scale=scale)
-            out[b, h, rows], lse[b, h, rows] = found.attend(*head, block_size=block_size, scale=scale)
+
+        def attend(h: int) -> tuple[Tensor, Tensor]:
+            head = queries[h], keys[h // group], values[h // group]  # noqa: B023
+            found = heads[h].find(*head[:2], block_size=block_size, scale=scale)
+            return found.attend(*head, block_size=block_size, scale=scale)
+
+        for h, found in enumerate(each(attend, range(len(heads)), queries, keys, values)):
+            out[b, h, rows], lse[b, h, rows] = found
     return out, lse
 
 
@@ -118,10 +123,10 @@ def _checked(
     if key_mask is not None and (key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool):
         needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
         raise ValueError(f"key_mask must be boolean (B, T) = {needed}; got {key_mask.dtype}, {got}")
-    each = [patterns] * q.shape[1] if isinstance(patterns, Pattern) else patterns
-    if len(each) != q.shape[1]:
-        raise ValueError(f"one pattern per query head is needed: {len(each)} patterns for {q.shape[1]} heads")
-    return each
+    heads = [patterns] * q.shape[1] if isinstance(patterns, Pattern) else patterns
+    if len(heads) != q.shape[1]:
+        raise ValueError(f"one pattern per query head is needed: {len(heads)} patterns for {q.shape[1]} heads")
+    return heads
 
 
 def naive_minference_attention(
@@ -135,7 +140,7 @@ def naive_minference_attention(
     key_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what `minference_attention` does by dense attention under the explicit mask (B, H_q, T_q, T)."""
-    each = _checked(q, k, v, patterns, block_size, key_mask)
+    heads = _checked(q, k, v, patterns, block_size, key_mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     mask = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
     keys = repeat_heads(k, q.shape[1])
@@ -143,7 +148,7 @@ def naive_minference_attention(
         real = torch.arange(k.shape[2]) if key_mask is None else key_mask[b].nonzero().flatten()
         rows = real[real >= k.shape[2] - q.shape[2]] - (k.shape[2] - q.shape[2])
         if len(rows):
-            found = naive_mask(each[h], q[b, h, rows], keys[b, h, real], block_size=block_size, scale=scale)
+            found = naive_mask(heads[h], q[b, h, rows], keys[b, h, real], block_size=block_size, scale=scale)
             mask[b, h, rows[:, None], real] = found
     return dense_attention(q, k, v, causal=False, scale=scale, mask=mask, return_lse=True)
 

@@ -70,12 +70,13 @@ class VerticalSlash:
         """Return the lines for the queries (T_q, d) and keys (T, d) of a head."""
         length, rows = len(k), min(self.last_q, len(q))
         exact = torch.promote_types(q.dtype, torch.float32)
-        scores = q[len(q) - rows :].to(exact) @ k.to(exact).T * scale
-        weights = scores.masked_fill(~causal_mask(rows, length, k.device), -torch.inf).softmax(dim=-1)
-        # Rows that start one later each put entry (r, j) into column rows + j - r, which is T - o on diagonal o.
-        skewed = F.pad(F.pad(weights, (rows, 0)).flatten(), (0, rows)).view(rows, -1)
-        diagonals = skewed.sum(dim=0)[1 : length + 1].flip(0)
-        columns = _largest(weights.sum(dim=0), self.n_vertical, self.n_first or 0)
+        scores = q.new_full((rows, rows + length), -torch.inf, dtype=exact)
+        scores[:, rows:] = (q[len(q) - rows :].to(exact) * scale) @ k.to(exact).T
+        scores[:, length:].masked_fill_(~causal_mask(rows, rows, k.device), -torch.inf)
+        weights = scores.softmax(dim=-1)
+        # (r, j) stands in column rows + j; where rows start one later each, all of diagonal o is in column T - 1 - o.
+        diagonals = weights.as_strided((rows, length), (rows + length + 1, 1), 1).sum(dim=0).flip(0)
+        columns = _largest(weights[:, rows:].sum(dim=0), self.n_vertical, self.n_first or 0)
         return Lines(columns, _largest(diagonals, self.n_slash, self.n_near or 1))
 
 

@@ -5,8 +5,7 @@ the keys from a up to themselves, and what they see before a is the same for the
 by fused kernels, and merges them by their log-sum-exps; they must not overlap:
 
     local     the last n keys before a, and the own block       overlapping views of the keys, one mask for all blocks
-    band      the keys a - high .. a - low                      overlapping views
-    columns   single keys that many blocks see                  one copy of them for all blocks
+    shared    single keys that all blocks see                   one copy of them for all blocks
     listed    runs of keys, by a list for each block            gathered
 
 Time is that of the scores and of some copying and merging, memory is linear in T. `Lines` and `Blocks` are two ways to
@@ -15,7 +14,6 @@ say which keys are seen.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,10 +23,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workingpapers.methods.attention.common import causal_mask, merge
-from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.fused import EVEN, fused_attention
+from workingpapers.methods.attention.gathering import Rows
+from workingpapers.methods.attention.parallel import each
 
-GATHERED = 2**11
-"""Keys gathered at a time: with their values about 1 MiB for 64 numbers each in float32, which caches hold."""
+GATHERED = 2**12
+"""Keys gathered at a time on a CPU: with their values 2 MiB for 64 numbers each in float32, which caches hold."""
 
 ROWS = 2**11
 """Queries at a time: few enough that what is merged stays in caches, enough to keep the calls' own time small."""
@@ -61,10 +61,11 @@ class Cut:
         if head:
             parts.append(self._everything(head))
         if head < self.count:
-            begin = (self.first + head) * self.size - reach
-            mask = causal_mask(self.size, reach + self.size, self.k.device)[None, None]
-            parts.append(self._views(head, begin, reach + self.size, mask))
-        self._add(0, *(torch.cat([part[i] for part in parts]) for i in range(2)))
+            width = math.ceil((reach + self.size) / EVEN) * EVEN
+            mask = causal_mask(self.size, width, self.k.device)[None, None]
+            mask[..., : width - reach - self.size] = False
+            parts.append(self._views(head, width, mask))
+        self._add(*_joined(parts))
 
     def _everything(self, head: int) -> tuple[Tensor, Tensor]:
         """Attend with the first `head` blocks to all that comes before."""
@@ -77,50 +78,29 @@ class Cut:
             found = merge(*found, *earlier)
         return found[0].view(head, 1, self.size, -1), found[1].view(head, 1, self.size)
 
-    def band(self, low: int, high: int) -> None:
-        """See the keys from `high` to `low` >= 1 positions before a block's start."""
-        skip = min(self.count, max(0, math.ceil(low / self.size) - self.first))
-        if skip == self.count:
-            return
-        begin = (self.first + skip) * self.size - high
-        mask = None
-        if begin < 0:
-            before = torch.arange(high, low - 1, -1, device=self.k.device)
-            mask = (self.blocks[skip:, None] * self.size >= before)[:, None, None]
-        self._add(skip, *self._views(skip, begin, high - low + 1, mask))
-
-    def columns(self, columns: Tensor, seen: Tensor) -> None:
-        """See the keys at `columns` (n,), rising, where `seen` (N, n) says so for a block."""
-        everyone = seen.all(dim=0)
-        if bool(everyone.any()):  # all blocks as one: the kernel likes many queries
-            keys, values = (x[columns[everyone]][None, None] for x in (self.k, self.v))
-            out, lse = fused_attention(self.q.view(1, 1, -1, self.q.shape[-1]), keys, values, scale=self.scale)
-            self._add(0, out.view(self.count, 1, self.size, -1), lse.view(self.count, 1, self.size))
-        some = seen.any(dim=0) & ~everyone
-        if bool(some.any()):
-            keys, values = (x[columns[some]].expand(self.count, 1, -1, -1) for x in (self.k, self.v))
-            mask = seen[:, None, None, some]
-            self._add(0, *fused_attention(self.q, keys, values, scale=self.scale, mask=mask))
+    def shared(self, columns: Tensor) -> None:
+        """See the keys at `columns` (n,): all blocks as one, for the kernel likes many queries."""
+        keys, values = (x[columns][None, None] for x in (self.k, self.v))
+        out, lse = fused_attention(self.q.view(1, 1, -1, self.q.shape[-1]), keys, values, scale=self.scale)
+        self._add(out.view(self.count, 1, self.size, -1), lse.view(self.count, 1, self.size))
 
     def listed(self, runs: Tensor, size: int) -> None:
         """See the keys i size .. (i + 1) size - 1 for each i in a block's row of `runs` (N, n), where -1 is none."""
-        runs = runs.sort(dim=1).values  # what is none stands in front
-        skip, seen = (runs < 0).sum(dim=1).tolist(), runs >= 0
         end = int(self.blocks[-1]) * self.size // size * size  # runs lie before the last block
-        if min(skip) == runs.shape[1] or end == 0:
+        if runs.numel() == 0 or end == 0:
             return
-        stores = [x[:end].reshape(end // size, size * x.shape[1]) for x in (self.k, self.v)]
-        step, parts = max(1, GATHERED // (runs.shape[1] * size)), []
-        for begin in range(0, self.count, step):
-            rows, left = slice(begin, begin + step), min(skip[begin : begin + step])
-            here = runs[rows, left:].clamp(min=0)
-            width = here.shape[1] * size
-            keys, values = (F.embedding(here, x).view(len(here), 1, width, x.shape[1] // size) for x in stores)
+        stores = [(x.shape[1], Rows(x[:end].reshape(end // size, size * x.shape[1]))) for x in (self.k, self.v)]
+        room = GATHERED if self.k.device.type == "cpu" else 64 * GATHERED
+        step, parts = max(1, room // (runs.shape[1] * size)), []
+        for queries, here, seen in zip(*(torch.split(x, step) for x in (self.q, runs, runs >= 0)), strict=True):
             mask = None
-            if left < max(skip[begin : begin + step]):
-                mask = seen[rows, left:].repeat_interleave(size, dim=1)[:, None, None]
-            parts.append(fused_attention(self.q[rows], keys, values, scale=self.scale, mask=mask))
-        self._add(0, *(torch.cat([part[i] for part in parts]) for i in range(2)))
+            if not bool(seen.all()):
+                used = seen.any(dim=0)
+                here, seen = here[:, used].clamp(min=0), seen[:, used]
+                mask = seen.repeat_interleave(size, dim=1)[:, None, None]
+            keys, values = (x.take(here).view(len(here), 1, here.shape[1] * size, width) for width, x in stores)
+            parts.append(fused_attention(queries, keys, values, scale=self.scale, mask=mask))
+        self._add(*_joined(parts))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return out (T_q, d_v) and lse (T_q,) of all parts together."""
@@ -129,27 +109,26 @@ class Cut:
         rows = slice(self.lead, self.lead + self.length)
         return self.out.flatten(0, 2)[rows].to(self.q.dtype), self.lse.flatten()[rows]
 
-    def _views(self, skip: int, begin: int, width: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Attend from block `skip` on to `width` keys: those from `begin` on, then c later for each further block."""
-        end = begin + (self.count - skip - 1) * self.size + width
+    def _views(self, skip: int, width: int, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Attend from block `skip` on to the last `width` keys up to the end of each block."""
+        begin, end = (self.first + skip + 1) * self.size - width, (self.first + self.count) * self.size
         keys, values = (
-            _padded(x[max(0, begin) : max(0, end)], max(0, -begin), max(0, end - len(x)))
+            _padded(x[max(0, begin) :], max(0, -begin), max(0, end - len(x)))
             .unfold(0, width, self.size)
             .mT.unsqueeze(1)
             for x in (self.k, self.v)
         )
         return fused_attention(self.q[skip:], keys, values, scale=self.scale, mask=mask)
 
-    def _add(self, skip: int, out: Tensor, lse: Tensor) -> None:
+    def _add(self, out: Tensor, lse: Tensor) -> None:
         out = out.to(lse.dtype)
         if self.out is None or self.lse is None:
             self.out, self.lse = out, lse
             return
         # What `common.merge` does, in one pass over the outputs.
-        share = torch.sigmoid(lse - self.lse[skip:]).masked_fill(lse == -torch.inf, 0.0)
-        out, lse = self.out[skip:].lerp(out, share.unsqueeze(-1)), torch.logaddexp(lse, self.lse[skip:])
-        self.out = torch.cat([self.out[:skip], out]) if skip else out
-        self.lse = torch.cat([self.lse[:skip], lse]) if skip else lse
+        share = torch.sigmoid(lse - self.lse).masked_fill(lse == -torch.inf, 0.0)
+        self.out = self.out.lerp(out, share.unsqueeze(-1))
+        self.lse = torch.logaddexp(lse, self.lse)
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
@@ -160,15 +139,20 @@ def _by_rows(
     q: Tensor, k: Tensor, v: Tensor, size: int, scale: float, look: Callable[[Cut], None]
 ) -> tuple[Tensor, Tensor]:
     """Return out (T_q, d_v) and lse (T_q,), some blocks at a time, each time calling `look` on a new `Cut`."""
-    past, parts = len(k) - len(q), []
-    step = max(1, ROWS // size) * size
-    for start in range(past // step * step, len(k), step):
+    past, step = len(k) - len(q), max(1, ROWS // size) * size
+
+    def part(start: int) -> tuple[Tensor, Tensor]:
         end = min(start + step, len(k))
         cut = Cut(q[max(0, start - past) : end - past], k[:end], v[:end], size, scale)
         look(cut)
-        parts.append(cut.result())
+        return cut.result()
+
+    return _joined(each(part, range(past // step * step, len(k), step), q, k, v))
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     out, lse = zip(*parts, strict=True)
-    return torch.cat(out), torch.cat(lse)
+    return parts[0] if len(parts) == 1 else (torch.cat(out), torch.cat(lse))
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,17 +185,20 @@ class Lines:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, block_size: int, scale: float) -> tuple[Tensor, Tensor]:
         """Return out (T_q, d_v) and lse (T_q,) for one head, see `Cut`."""
         shown = self._shown(len(k), block_size)
-        back = shown[1:].nonzero().flatten() + 1
-        edges = [*(back.diff(prepend=back[:1] - 2) > 1).nonzero().flatten().tolist(), len(back)]
-        runs = [back[i:j] for i, j in itertools.pairwise(edges)]
-        reach = len(runs.pop(0)) if runs and runs[0][0] == 1 else 0
+        reach = int(shown[1:].long().cumprod(0).sum())  # what is shown right before a block
+        far = shown[reach + 1 :].nonzero().flatten() + reach + 1
 
         def look(cut: Cut) -> None:
+            starts = cut.blocks * block_size
+            alone = self._alone(starts, shown)
+            common, some = alone.all(dim=0), alone.any(dim=0)
             cut.local(reach)
-            for run in runs:
-                cut.band(int(run[0]), int(run[-1]))
-            if len(self.columns):
-                cut.columns(self.columns, self._alone(cut.blocks * block_size, shown))
+            if bool(common.any()):
+                cut.shared(self.columns[common])
+            single = some & ~common
+            columns = self.columns[single].masked_fill(~alone[:, single], -1)
+            diagonals = (starts[:, None] - far[far <= starts[-1]]).clamp(min=-1)
+            cut.listed(torch.cat([columns, diagonals], dim=1), 1)
 
         return _by_rows(q, k, v, block_size, scale, look)
 
