@@ -28,7 +28,7 @@ from workingpapers.site.settings import Settings
 from workingpapers.site.web import account, api, boards, feed_routes, find, pages, static_files, subscribe
 from workingpapers.site.web.cache import MicroCache, data_version
 from workingpapers.site.web.measured import Measured
-from workingpapers.site.web.render import problem
+from workingpapers.site.web.render import compile_templates, problem
 from workingpapers.site.web.security import Limits, ResponseHeaders, SameOrigin
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         there = connection.execute(select(func.count(papers.c.card))).scalar_one()
     later = threading.Timer(_LATER, _bring_catalogue, [app])
     later.daemon = True
+    threading.Thread(target=compile_templates, name="compile-templates", daemon=True).start()
     if there < len(load_catalogue()):
         _bring_catalogue(app)
     else:

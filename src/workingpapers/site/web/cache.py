@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LIFETIME = 4.0  # seconds
 LONGEST = 60.0
-MOST_BYTES = 32 * 1024 * 1024
+MOST_BYTES = 20 * 1024 * 1024
 _SMALLEST = 500  # bytes worth compressing
 _OVERHEAD = 1500  # bytes that an answer takes beside its body
 _TEXT = ("text/", "application/json", "application/atom", "application/rss", "application/feed", "image/svg")

@@ -73,6 +73,12 @@ def environment() -> Environment:
     return templates
 
 
+def compile_templates() -> None:
+    """Read every template now, so that nobody who comes first waits for one."""
+    for name in environment().list_templates():
+        environment().get_template(name)
+
+
 def page(
     request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
