@@ -5,7 +5,7 @@ PIP_TOOLS := $(BIN)/pip install --quiet --constraint constraints.txt
 
 .PHONY: run test lint types report clean
 
-run: .venv/.packaged ## Measure eight papers against their baselines on packaged data; write report/index.html.
+run: .venv/.packaged ## Measure the probe task's papers and baselines on packaged data; write report/index.html.
 	$(BIN)/papers try probe --seeds 3 --workers 2
 	$(BIN)/papers report --output report
 

@@ -1,4 +1,4 @@
-"""Write docs/reproduced.md, and the counts in README.md, from the runs in your store.
+"""Write docs/reproduced.md, and a summary of it in README.md, from the runs in your store.
 
 papers reproduce --all --seeds 5      # makes the runs, in hours
 python docs/reproduced.py             # reads them
@@ -15,11 +15,13 @@ from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.claims import Finding, findings
 from workingpapers.runs.reproduce import markdown
 from workingpapers.runs.store import Store
+from workingpapers.terminal import interval
 
 Found = list[tuple[Card, list[Finding]]]
 OUTCOMES = "reproduced", "not reproduced", "needs more seeds"
 HERE = Path(__file__).parent
-START, END = "<!-- counted by docs/reproduced.py -->", "<!-- end -->"
+START, END = "<!-- written by docs/reproduced.py -->", "<!-- end -->"
+FOLDED = "<details><summary>The claims on frozen features and anomalies, one by one</summary>"
 
 HEAD = """# Reported beside measured
 
@@ -58,7 +60,7 @@ SECTIONS: Sequence[tuple[str, str, dict[str, str | None]]] = [
 def main() -> None:
     """Write both files."""
     runs = Store(None).runs()
-    parts, counted = [HEAD], []
+    parts, counted, compared = [HEAD], [], []
     for title, remark, tasks in SECTIONS:
         found: Found = []
         for card in load_catalogue().values():
@@ -70,21 +72,42 @@ def main() -> None:
                 found.append((card, items))
         if not any(tasks.values()):
             counted += found
+        if "probe" in tasks:
+            compared.append(found)
         parts.append("\n\n".join(part for part in (f"## {title}", remark, markdown(found)) if part) + "\n")
     (HERE / "reproduced.md").write_text("\n".join(parts))
     readme = HERE.parent / "README.md"
     before, rest = readme.read_text().split(START)
-    readme.write_text(f"{before}{START}\n{counts(counted)}\n{END}{rest.split(END)[1]}")
+    summary = f"{counts(counted)}\n\n{FOLDED}\n\n{side_by_side(*compared)}\n\n</details>"
+    readme.write_text(f"{before}{START}\n{summary}\n{END}{rest.split(END)[1]}")
 
 
 def counts(found: Found) -> str:
-    """Return a table of outcomes per paper, those that a laptop can measure."""
-    lines = [f"| paper | {' | '.join(OUTCOMES)} |", "|---|---|---|---|"]
-    for card, items in found:
-        count = Counter(item.standing for item in items)
-        if any(count[outcome] for outcome in OUTCOMES):
-            lines.append(f"| `{card.slug}` | {' | '.join(str(count[outcome]) for outcome in OUTCOMES)} |")
-    return "\n".join(lines)
+    """Return in a sentence what became of the claims that a laptop can measure."""
+    count = Counter(item.standing for _, items in found for item in items)
+    total = sum(count[outcome] for outcome in OUTCOMES)
+    return (
+        f"Of {total} claims of {len(found)} papers, {count['reproduced']} reproduced, "
+        f"{count['not reproduced']} did not, and {count['needs more seeds']} need more seeds to tell."
+    )
+
+
+def side_by_side(default: Found, cifar: Found) -> str:
+    """Return a table of claims with their differences on the default data and on CIFAR-10, and what was run where."""
+    there = {(card.slug, item.claim.text): item for card, items in cifar for item in items}
+    lines = ["| paper | claim | default data | CIFAR-10 |", "|---|---|---|---|"]
+    for card, items in default:
+        for item in items:
+            if item.board:
+                cells = [_cell(item), _cell(there.get((card.slug, item.claim.text)))]
+                lines.append(f"| `{card.slug}` | {item.claim.text} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", markdown(default).splitlines()[-1]])
+
+
+def _cell(item: Finding | None) -> str:
+    if item is None or not (item.metric and item.difference):
+        return ""
+    return f"{item.metric.name} {interval(item.difference, item.metric, signed=True)}: **{item.standing}**"
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from workingpapers.site.search.vectors import Vectors
 from workingpapers.site.settings import load_settings
 
 Ranker = Callable[[str], Sequence[int]]
-SEED, REPORTED = 20261125, 8589869056
+SEED, REPORTED = 20261125, 137438691328
 
 SYNONYMS = dict(
     pair.split("=")

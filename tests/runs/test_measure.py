@@ -10,6 +10,7 @@ import pytest
 import torch
 import toytask
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
@@ -17,6 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
+from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 
 from workingpapers.errors import UserError
@@ -75,6 +77,8 @@ def frozen(module):
         (lambda: fitted(GaussianNB()), 24),
         (lambda: fitted(KNeighborsClassifier()), 0),
         (lambda: fitted(MLPClassifier((5,), tol=1)), 4 * 5 + 5 + 5 * 3 + 3),
+        (lambda: fitted(DecisionTreeClassifier(max_leaf_nodes=4)), 4 + 3),
+        (lambda: fitted(RandomForestClassifier(5, max_leaf_nodes=3)), 5 * (3 + 2)),
         (lambda: fitted(make_pipeline(Normalizer(), LogisticRegression())), LINEAR),
         (lambda: fitted(GridSearchCV(LogisticRegression(), {"C": [1, 2]})), LINEAR),
         (lambda: fitted(CalibratedClassifierCV(LogisticRegression(), cv=2, ensemble=False)).calibrated_classifiers_, 1),

@@ -152,8 +152,16 @@ def _count(model: Any, seen: set[int]) -> int:
         return model.numel() if model.requires_grad else 0
     inside = getattr(model, "__dict__", {})
     learned = next((names for names in _LEARNED if names[0] in inside), ())
-    own = sum(_size(inside.get(name)) for name in learned)
+    own = sum(_size(inside.get(name)) for name in learned) + _tree_nodes(model)
     return own + sum(_count(part, seen) for part in _parts(model, learned))
+
+
+def _tree_nodes(model: Any) -> int:
+    """Return how many nodes a tree of scikit-learn or the trees of LightGBM have: a threshold or a value each."""
+    kind = f"{type(model).__module__.partition('.')[0]}.{type(model).__name__}"
+    if kind == "lightgbm.Booster":
+        return sum(2 * int(tree["num_leaves"]) - 1 for tree in model.dump_model()["tree_info"])
+    return int(model.node_count) if kind == "sklearn.Tree" else 0
 
 
 def _parts(model: Any, counted: Iterable[str]) -> Iterable[Any]:

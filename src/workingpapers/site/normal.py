@@ -6,6 +6,7 @@ identifiers lose their resolvers and versions, and of addresses only http and ht
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import html
 import re
@@ -59,6 +60,7 @@ def names(values: Iterable[str], longest: int, most: int) -> list[str]:
     return list(dict.fromkeys(filter(None, (text(value, longest) for value in values))))[:most]
 
 
+@functools.lru_cache(maxsize=4096)  # a batch asks for each several times
 def title_key(title: str) -> str:
     """Return what is equal for titles that differ only in case, accents, punctuation, spacing, HTML or LaTeX.
 

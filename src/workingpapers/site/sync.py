@@ -33,6 +33,7 @@ from workingpapers.site.sources.submitted import Submitted
 SOURCES = ("arxiv", "huggingface", "citations", "stars", "submitted")
 
 _CACHE_KIB = 64 * 1024
+_CHECKPOINT = 20_000  # pages of the write-ahead log, 80 MB; at the usual 1,000 each batch would be written twice
 _KEPT_PROBLEMS = 20  # of each source; the rest is counted
 
 
@@ -97,6 +98,7 @@ def _sync_one(engine: Engine, source: Source, now: Callable[[], float], listen: 
             with writing(engine) as connection:
                 if engine.dialect.name == "sqlite":  # room for the indexes, into which new papers go everywhere
                     connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}")
+                    connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
                 _take_in(connection, batch, outcome, now())
                 _keep(connection, source.name, batch.cursor, now())
             listen(outcome)

@@ -179,19 +179,19 @@ def test_recommendations_leave_out_what_was_taken():
     model = Next().fit(log_of([0, 1, 2], items=6))
     found = model.recommend([np.array([0, 1]), np.array([4])], k=2)
     assert found.tolist() == [["i2", "i5"], ["i5", "i3"]]
-    assert model.places([np.array([0, 1]), np.array([5, 4])], np.array([3, 0])).tolist() == [3, 3]
+    assert model.ranks([np.array([0, 1]), np.array([5, 4])], np.array([3, 0])).tolist() == [3, 3]
     # Above 3 stand 2, 5 and 4; above 0 stand 3, 2 and 1, while 4 and 5 were taken.
 
 
-def test_places_among_some_items_are_those_of_a_catalogue_without_the_others():
+def test_ranks_among_some_items_are_those_of_a_catalogue_without_the_others():
     model, kept = Next().fit(log_of([0, 1, 2], items=6)), np.array([True, False, True, True, False, True])
     histories, targets = [np.array([0, 1]), np.array([5, 4, 2])], np.array([3, 0])
     # Of 0, 2, 3 and 5: after 0 and 1 stands 2, then 5, then 3; 2 and 5 were taken before 0, and only 3 is above it.
-    assert model.places(histories, targets, kept).tolist() == [2, 1]
-    assert torch.equal(model.places(histories, targets, np.ones(6, bool)), model.places(histories, targets))
+    assert model.ranks(histories, targets, kept).tolist() == [2, 1]
+    assert torch.equal(model.ranks(histories, targets, np.ones(6, bool)), model.ranks(histories, targets))
     with pytest.raises(ValueError, match="a target is not among"):
-        model.places(histories, np.array([1, 0]), kept)
-    assert model.places([], np.zeros(0, np.int64)).shape == (0,)
+        model.ranks(histories, np.array([1, 0]), kept)
+    assert model.ranks([], np.zeros(0, np.int64)).shape == (0,)
 
 
 def test_scores_that_are_no_numbers_are_refused():
@@ -200,7 +200,7 @@ def test_scores_that_are_no_numbers_are_refused():
             return super()._scores(histories) * torch.nan
 
     model = Broken().fit(log_of([0, 1, 2], items=6))
-    for ask in (model.score, model.recommend, lambda h: model.places(h, np.array([1]))):
+    for ask in (model.score, model.recommend, lambda h: model.ranks(h, np.array([1]))):
         with pytest.raises(ValueError, match="Broken gives scores that are NaN"):
             ask([np.array([0])])
 

@@ -42,7 +42,7 @@ Prompt = str | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Prompts packed into rows.
 
     Attributes:
@@ -81,7 +81,7 @@ class Prefill:
     input_ids: Tensor
     attention_mask: Tensor
     cache: Any
-    rows: Rows
+    rows: PackedRows
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -114,7 +114,9 @@ def pack_lengths(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def prepack(prompts: Sequence[Sequence[int] | Tensor], *, capacity: int | None = None, pad_token_id: int = 0) -> Rows:
+def prepack(
+    prompts: Sequence[Sequence[int] | Tensor], *, capacity: int | None = None, pad_token_id: int = 0
+) -> PackedRows:
     """Pack prompts into rows.
 
     Args:
@@ -140,7 +142,7 @@ def prepack(prompts: Sequence[Sequence[int] | Tensor], *, capacity: int | None =
             input_ids[r, span], position_ids[r, span] = tokens[i], torch.arange(lengths[i])
             row[i], start[i] = r, column
             column += lengths[i]
-    return Rows(input_ids, position_ids, row, start, torch.tensor(lengths))
+    return PackedRows(input_ids, position_ids, row, start, torch.tensor(lengths))
 
 
 @torch.no_grad()
@@ -217,7 +219,7 @@ def _pad_token_id(model: Any, tokenizer: Any) -> int:
     return 0
 
 
-def _refuse(model: Any, rows: Rows) -> None:
+def _refuse(model: Any, rows: PackedRows) -> None:
     """Raise ValueError for what would give wrong numbers: the model cannot be packed, or tokens it does not know."""
     config, name = model.config, type(model).__name__
     takes = inspect.signature(model.forward).parameters
@@ -249,7 +251,7 @@ def _refuse(model: Any, rows: Rows) -> None:
         raise ValueError(f"token ids must lie between 0 and {vocabulary - 1}, the vocabulary of {name}")
 
 
-def _forward(model: Any, rows: Rows) -> tuple[Tensor, Any]:
+def _forward(model: Any, rows: PackedRows) -> tuple[Tensor, Any]:
     """Return the next-token logits (k, V) and the keys and values of the rows, for every token of every layer."""
     from transformers import DynamicCache
     from transformers.masking_utils import create_masks_for_generate
@@ -269,7 +271,7 @@ def _forward(model: Any, rows: Rows) -> tuple[Tensor, Any]:
     return out.logits[0], cache
 
 
-def _left_padded_columns(rows: Rows) -> tuple[Tensor, Tensor]:
+def _left_padded_columns(rows: PackedRows) -> tuple[Tensor, Tensor]:
     """Return for each prompt, padded on the left, the columns of its row (k, C) and which of them are its tokens."""
     longest = int(rows.lengths.max())
     offset = torch.arange(longest) - (longest - rows.lengths)[:, None]

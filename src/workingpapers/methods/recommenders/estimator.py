@@ -23,7 +23,7 @@ from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.options import MergedOptions
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.methods.recommenders.streaming import Labels, labelled, parquet_batches, store
-from workingpapers.methods.recommenders.training import Plan, predict, train
+from workingpapers.methods.recommenders.training import Plan, chosen_device, predict, train
 from workingpapers.methods.tables.common import Table, served_model, tables_of
 
 FORMAT = "workingpapers click model 1"
@@ -158,7 +158,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.model_ = self._build(self.schema_).to(_device(self.device))
+            self.model_ = self._build(self.schema_).to(chosen_device(self.device))
             valid = held if len(np.unique(held[1].numpy())) == 2 else None
             self.history_ = self._train(*kept, plan, valid, seed)
         return self
@@ -248,7 +248,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             raise ValueError(f"{folder} holds {held.get('format')!r}, {kind}; expected {FORMAT!r}, {cls.__name__}")
         self = cls(**options)
         self.classes_, self.schema_ = np.array(classes), Schema.from_json(schema)
-        self.model_ = self._build(self.schema_).to(_device(self.device))
+        self.model_ = self._build(self.schema_).to(chosen_device(self.device))
         load_model(self.model_, str(Path(folder) / "model.safetensors"))
         self.model_.eval()
         return self
@@ -293,7 +293,3 @@ def _split(targets: NDArray[np.int64], share: float, seed: int) -> tuple[Tensor,
 def _check_share(share: float) -> None:
     if not 0 <= share < 1:
         raise ValueError(f"validation is {share}; it must be 0 or more and below 1")
-
-
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

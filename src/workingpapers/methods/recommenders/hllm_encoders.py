@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from workingpapers.methods.batching.prepacking import Rows, prepack
+from workingpapers.methods.batching.prepacking import PackedRows, prepack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -268,9 +268,9 @@ def _refuse_packing(body: Any, takes: frozenset[str], length: int) -> None:
             raise ValueError(f"item_lm {type(body).__name__} takes no packed texts: {reason}. Use packed=False.")
 
 
-def _padded(tokens: list[list[int]]) -> Rows:
+def _padded(tokens: list[list[int]]) -> PackedRows:
     """Return a row for each text, padded at the end."""
     ids = pad_sequence([torch.tensor(t, dtype=torch.long) for t in tokens], batch_first=True)
     lengths = torch.tensor([len(t) for t in tokens])
     each = torch.arange(len(tokens))
-    return Rows(ids, torch.arange(ids.shape[1]).expand_as(ids), each, torch.zeros_like(each), lengths)
+    return PackedRows(ids, torch.arange(ids.shape[1]).expand_as(ids), each, torch.zeros_like(each), lengths)

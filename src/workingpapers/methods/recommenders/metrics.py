@@ -93,11 +93,11 @@ def ranks(scores: Tensor, targets: Tensor, seen: Tensor | None = None) -> Tensor
     return above + equal / 2
 
 
-def recall_at(places: Tensor, k: int) -> float:
+def recall_at(rank: Tensor, k: int) -> float:
     """Return the share of targets among the first k (hit rate, for one target each)."""
-    return float((places < k).float().mean())
+    return float((rank < k).float().mean())
 
 
-def ndcg_at(places: Tensor, k: int) -> float:
-    """Return the mean of 1 / log2(place + 2) of targets among the first k, else 0: NDCG with one target each."""
-    return float(torch.where(places < k, 1 / torch.log2(places.float() + 2), 0.0).mean())
+def ndcg_at(rank: Tensor, k: int) -> float:
+    """Return the mean of 1 / log2(rank + 2) of targets among the first k, else 0: NDCG with one target each."""
+    return float(torch.where(rank < k, 1 / torch.log2(rank.float() + 2), 0.0).mean())

@@ -29,6 +29,7 @@ from workingpapers.methods.recommenders.sequences import (
     padded,
     windows,
 )
+from workingpapers.methods.recommenders.training import chosen_device
 
 FORMAT = "workingpapers recommender 1"
 OPTION, LABEL = "options.", "item label"  # prefix of tensors that are options; column of the saved catalogue
@@ -117,7 +118,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         self.features_ = log.features
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = leave_last_out(log) if any(len(history) > 2 for history in log.histories) else Split(log, [], _NONE)
-        device = _device(self.device)
+        device = chosen_device(self.device)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model_ = self._build(split.train).to(device)
@@ -140,7 +141,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
                 optimizer.step()
             if not split.histories:
                 continue
-            self.history_.append(ndcg_at(self.places(split.histories, split.targets), 10))
+            self.history_.append(ndcg_at(self.ranks(split.histories, split.targets), 10))
             if self.history_[-1] > best:
                 best, kept, at = self.history_[-1], copy.deepcopy(self.model_.state_dict()), epoch
             elif epoch - at >= self.patience:
@@ -210,15 +211,11 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         self.items_ = np.array(catalogue.pop(LABEL).tolist(), object)
         self.features_ = catalogue if len(catalogue.columns) else None
         nobody: NDArray[np.object_] = np.zeros(0, object)
-        self.model_ = self._build(Log(self.items_, nobody, [], self.features_)).to(_device(self.device))
+        self.model_ = self._build(Log(self.items_, nobody, [], self.features_)).to(chosen_device(self.device))
         self.model_.load_state_dict(tensors)
         self.model_.eval()
         self.history_ = history
         return self
-
-
-def _device(name: str | None) -> torch.device:
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 _NONE: NDArray[np.int64] = np.zeros(0, np.int64)

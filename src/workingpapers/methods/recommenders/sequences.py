@@ -297,10 +297,8 @@ class SequenceRecommender(BaseEstimator):
             scores[row, torch.from_numpy(np.asarray(history))] = -torch.inf
         return self.items_[scores.topk(k).indices.numpy()]
 
-    def places(
-        self, histories: Histories, targets: NDArray[np.int64], among: NDArray[np.bool_] | None = None
-    ) -> Tensor:
-        """Return at which place (0 is first) each target (B,) stands among all items but those of its history.
+    def ranks(self, histories: Histories, targets: NDArray[np.int64], among: NDArray[np.bool_] | None = None) -> Tensor:
+        """Return the rank (0 is first) of each target (B,) among all items but those of its history.
 
         Args:
             histories: as `score` takes them.

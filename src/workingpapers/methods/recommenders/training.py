@@ -57,6 +57,11 @@ class History:
     best: int
 
 
+def chosen_device(name: str | None) -> torch.device:
+    """Return the device of a name; None takes the GPU where there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
     """Return Adam for dense parameters, with the groups that tables ask for, and lazy Adam for sparse gradients."""
     own = [group for m in model.modules() if isinstance(m, Table) for group in m.groups()]

@@ -110,25 +110,25 @@ def tuned(train: Examples, context: Context, kind: type[NeuralRecommender], **op
 
 def list_metrics(problem: Problem, model: SequenceRecommender) -> dict[str, float]:
     """Return NDCG@10, recall@10 and @50 and, where a target is rare, recall@50 of the rare ones, in per cent."""
-    places = model.places(problem.histories, problem.targets)
+    ranks = model.ranks(problem.histories, problem.targets)
     metrics = {
-        "ndcg-10": 100 * ndcg_at(places, 10),
-        "recall-10": 100 * recall_at(places, 10),
-        "recall-50": 100 * recall_at(places, 50),
+        "ndcg-10": 100 * ndcg_at(ranks, 10),
+        "recall-10": 100 * recall_at(ranks, 10),
+        "recall-50": 100 * recall_at(ranks, 50),
     }
     rare = problem.rare[problem.targets]
     if rare.any():
-        metrics["tail-recall"] = 100 * recall_at(places[rare], 50)
+        metrics["tail-recall"] = 100 * recall_at(ranks[rare], 50)
     return metrics
 
 
 def new_metrics(problem: Problem, model: SequenceRecommender) -> dict[str, float]:
     """Return NDCG@10 and recall@10 among the new items, and recall@50 among all, in per cent."""
-    among_new = model.places(problem.histories, problem.targets, problem.train.new)
+    among_new = model.ranks(problem.histories, problem.targets, problem.train.new)
     return {
         "new-ndcg-10": 100 * ndcg_at(among_new, 10),
         "new-recall-10": 100 * recall_at(among_new, 10),
-        "recall-50": 100 * recall_at(model.places(problem.histories, problem.targets), 50),
+        "recall-50": 100 * recall_at(model.ranks(problem.histories, problem.targets), 50),
     }
 
 
@@ -143,7 +143,7 @@ def size_metrics(problem: Problem, family: Family, sizes: Sequence[int], context
     """
     nested = isinstance(family, FMRLRecRecommender)
     models = {size: family.cut(size) for size in sizes} if isinstance(family, FMRLRecRecommender) else family
-    found = {size: 100 * ndcg_at(models[size].places(problem.histories, problem.targets), 10) for size in sizes}
+    found = {size: 100 * ndcg_at(models[size].ranks(problem.histories, problem.targets), 10) for size in sizes}
     for size, value in found.items():
         context.log("NDCG@10 by size", size, value)
     kept = [models[sizes[-1]]] if nested else list(models.values())

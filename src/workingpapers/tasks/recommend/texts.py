@@ -133,7 +133,7 @@ class TextRecommender(SequenceRecommender):
             self.model_.set_items([text for text, is_new in zip(self.train.sentences, new, strict=True) if is_new])
             index[torch.from_numpy(new)] = self.model_.index
             self.model_.index = index
-        self.validation_ = ndcg_at(self.places(split.histories, split.targets), 10)
+        self.validation_ = ndcg_at(self.ranks(split.histories, split.targets), 10)
 
     def _scores(self, histories: Histories) -> Tensor:
         return self.model_.scores([history.tolist() for history in histories])
