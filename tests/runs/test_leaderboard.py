@@ -262,6 +262,7 @@ def test_no_text_of_the_csv_is_a_formula():
     assert set(frame.index) == {"'=HYPERLINK(1)", "base", "'+x"}
     assert frame.loc["'=HYPERLINK(1)", "accuracy"] == -2.5  # numbers stay numbers
     assert frame.loc["base", "failures"] == "failed: @SUM(1)"  # within a cell it is no formula
+    assert "inf" not in board(make("base", accuracy=1.0)).to_csv()
 
 
 def test_an_empty_board():

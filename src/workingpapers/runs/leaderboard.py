@@ -161,8 +161,11 @@ class Leaderboard:
         return pd.DataFrame(records).set_index("entry")
 
     def to_csv(self) -> str:
-        """Return `to_frame` as CSV in which no text is a formula when a spreadsheet opens it."""
-        frame = self.to_frame().reset_index()
+        """Return `to_frame` as CSV in which no text is a formula for a spreadsheet.
+
+        The half widths of single seeds, which are infinite, are empty.
+        """
+        frame = self.to_frame().reset_index().replace(math.inf, math.nan)
         return str(frame.map(_no_formula).rename(columns=_no_formula).to_csv(index=False))
 
     def _repr_html_(self) -> str:
