@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -13,6 +14,8 @@ import sqlalchemy
 
 # One thread in each process: tests run side by side, and threads that outnumber the cores cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Started in the background by a shell, the tests would be deaf to Ctrl-C, which some of them send to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -364,7 +364,7 @@ def test_corrupted_cache_entries_are_computed_again_with_a_warning(tmp_path, fol
     assert after.returncode == 0
     assert len(files) == 2
     for file, content in zip(files, whole, strict=True):
-        assert f"The cache entry {file} is damaged (its checksum does not match); computing it again." in after.stderr
+        assert f"The cache entry {file} is damaged (its checksum does not match); it is computed again." in after.stderr
         assert file.read_bytes() == content
     assert "Traceback" not in after.stderr
     scores = [[line.split()[:4] for line in shown.stdout.splitlines()] for shown in (before, after)]

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, inspect, select, text
 
 from workingpapers.errors import UserError
 from workingpapers.runs.store import Run, Store
-from workingpapers.site.database import MIGRATIONS, open_database, rows, writing
+from workingpapers.site.database import MIGRATIONS, among, open_database, rows, writing
 from workingpapers.site.schema import metadata, users
 
 
@@ -20,11 +20,15 @@ def test_an_empty_database_gets_every_table(database):
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(database):
     with writing(database) as connection:
-        connection.execute(text("DROP INDEX ix_papers_source"))
+        for name in ("ix_papers_source", "papers_changed"):
+            connection.execute(text(f"DROP INDEX {name}"))
+        connection.execute(text("CREATE INDEX ix_papers_year ON papers (year)"))
         connection.execute(text("UPDATE site_schema SET version = 1"))
         connection.execute(insert(users).values(email="a@b.c", created=0))
     again = open_database(database.url.render_as_string(hide_password=False))
-    assert "ix_papers_source" in {index["name"] for index in inspect(again).get_indexes("papers")}
+    indexes = {index["name"] for index in inspect(again).get_indexes("papers")}
+    assert {"ix_papers_source", "papers_changed"} <= indexes
+    assert "ix_papers_year" not in indexes
     with again.connect() as connection:
         assert connection.execute(text("SELECT version FROM site_schema")).scalar_one() == len(MIGRATIONS)
         assert connection.execute(select(users.c.email)).scalars().all() == ["a@b.c"]
@@ -121,3 +125,17 @@ def test_commits_are_on_the_disk_and_foreign_keys_hold(sqlite_database):
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     with pytest.raises(sqlalchemy.exc.IntegrityError), writing(sqlite_database) as connection:
         connection.execute(text("INSERT INTO votes (user_id, paper_id, at) VALUES (1, 1, 0)"))
+
+
+def test_one_of_many_values(database):
+    with writing(database) as connection:
+        for number, email in enumerate(("a@b.c", "“ü”@b.c", "c@b.c")):
+            connection.execute(insert(users).values(id=number + 1, email=email, created=0))
+
+        def found(column, values):
+            return connection.execute(select(users.c.id).where(among(connection, column, values))).scalars().all()
+
+        assert sorted(found(users.c.email, {"“ü”@b.c", "c@b.c", "d@b.c"})) == [2, 3]
+        assert sorted(found(users.c.id, (number for number in (1, 3, 9)))) == [1, 3]
+        assert len(found(users.c.id, range(5000))) == 3
+        assert found(users.c.email, ()) == []

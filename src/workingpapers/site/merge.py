@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, select
 
 from workingpapers.site import normal
+from workingpapers.site.database import among
 from workingpapers.site.schema import paper_topics, papers
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ class Known:
         wanted |= {"title_key": set(self._keys.values()), "slug": set(self._slugs.values())}
         found: dict[int, Row] = {}
         for name, values in wanted.items():
-            for row in connection.execute(select(papers).where(papers.c[name].in_(sorted(values)))).mappings():
+            for row in connection.execute(select(papers).where(among(connection, papers.c[name], values))).mappings():
                 found.setdefault(row["id"], Row(dict(row), id=row["id"]))
         topics: dict[int, set[str]] = {}
-        for paper, topic in connection.execute(select(paper_topics).where(paper_topics.c.paper_id.in_(found))):
+        for paper, topic in connection.execute(
+            select(paper_topics).where(among(connection, paper_topics.c.paper_id, found))
+        ):
             topics.setdefault(paper, set()).add(topic)
         for number in sorted(found):
             found[number].topics = found[number].old_topics = frozenset(topics.get(number, ()))

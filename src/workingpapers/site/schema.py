@@ -49,7 +49,7 @@ papers = Table(
     Column("summary", Text, nullable=False, default=""),  # of the catalogue, in our words
     Column("authors", JSON, nullable=False, default=list),
     Column("venue", String, nullable=False, default=""),
-    Column("year", Integer, index=True),
+    Column("year", Integer),
     Column("published", String(10), index=True),  # day; None where only the year is known
     Column("url", String, nullable=False, default=""),
     Column("pdf", String, nullable=False, default=""),
