@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,12 +79,12 @@ def _rgb(image: Image) -> Image:
 class Lazy(Sequence[Any]):
     """A sequence whose elements are made when indexed; slices are lists."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def one(self, index: int) -> NDArray[Any]:
         """Return the element at a non-negative index below the length."""
-        raise NotImplementedError
 
     @overload
     def __getitem__(self, index: int) -> NDArray[Any]: ...

@@ -7,6 +7,7 @@ about. The words of a paper stand side by side in one array, those of the title 
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -121,19 +122,19 @@ class Titles:
         self._used = 0
         self._places = np.zeros((1024, 3), dtype=np.int32)  # by paper: begin of title, of authors, and end
         self._updated = np.full(1024, _UNREAD)  # by paper, as in the table
-        self._latest = -1.0
+        self._since = -1.0  # what was written before is known
 
     def refresh(self) -> None:
         """Read what came or changed since the last time."""
         known: dict[str, int] = {}
-        after: Sequence[Any] = (self._latest - _OVERLAP, 0)
+        begun, after = time.time(), (self._since, 0)
         with self._engine.connect() as connection:
             while changed := rows(connection, _CHANGED, {"updated": after[0], "id": after[1]}):
                 read = [number for updated, number in changed if not self._knows(number, updated)]
                 if read:
                     self._learn(rows(connection, _TEXTS, {"ids": read}), known)
                 after = max((updated, number) for updated, number in changed)
-                self._latest = max(self._latest, after[0])
+        self._since = begun - _OVERLAP
 
     def known(self, connection: Connection, ids: Iterable[int]) -> list[int]:
         """Return the papers that there are, in order of their ids; those that came just now are read first."""
