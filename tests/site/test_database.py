@@ -4,12 +4,13 @@ import threading
 
 import pytest
 import sqlalchemy
+from papers_made import made
 from sqlalchemy import func, insert, inspect, select, text
 
 from workingpapers.errors import UserError
 from workingpapers.runs.store import Run, Store
-from workingpapers.site.database import MIGRATIONS, among, open_database, rows, writing
-from workingpapers.site.schema import metadata, users
+from workingpapers.site.database import MIGRATIONS, among, insert_rows, open_database, rows, writing
+from workingpapers.site.schema import metadata, papers, signals, users
 
 
 def test_an_empty_database_gets_every_table(database):
@@ -64,6 +65,40 @@ def test_rows_come_back_as_they_were_written(database):
         found = [tuple(row) for row in rows(connection, query)]
         assert found == [(f"{number}@b.c", instant) for number, instant in enumerate(instants)]
         assert [tuple(row) for row in rows(connection, unconfirmed)] == [(None,)]
+
+
+def test_many_rows_go_in_at_once_and_come_back_the_same(database):
+    columns = [
+        column for column in papers.c if column.name in {"slug", "title", "title_key", "authors", "year", "source"}
+    ]
+    columns += [papers.c.added, papers.c.has_method]
+    columns += [it for it in papers.c if not it.nullable and it not in {papers.c.id, *columns}]
+    blank = {
+        it.name: [] if it.name == "keywords" else 0 if it.type.python_type in (int, float) else "" for it in columns
+    }
+
+    def row(number):
+        own = {"slug": f"s{number}", "title": "'; \"%s ? — \U0001f600", "authors": ['Łukasz "K"', "%"]}
+        own |= {"year": number if number % 2 else None, "added": number / 3, "has_method": number % 3 == 0}
+        return [(blank | own)[it.name] for it in columns]
+
+    given = [row(number) for number in range(3000)]  # more parameters than a statement holds
+    with writing(database) as connection:
+        found = insert_rows(connection, columns, given, "RETURNING id, slug")
+        assert [slug for _, slug in found] == [f"s{number}" for number in range(3000)]
+        assert insert_rows(connection, columns, []) == []
+    with database.connect() as connection:
+        assert [list(it) for it in connection.execute(select(*columns).order_by(papers.c.id))] == given
+
+
+def test_many_rows_add_to_those_that_are_there(database):
+    with writing(database) as connection:
+        (paper,) = made(connection, 1)
+        then = "ON CONFLICT (paper_id, kind, day) DO UPDATE SET amount = signals.amount + excluded.amount"
+        for days in (("2026-01-01", "2026-01-02"), ("2026-01-02", "2026-01-03")):
+            insert_rows(connection, list(signals.c), [(paper, "stars", day, 2.0**52) for day in days], then)
+        kept = connection.execute(select(signals.c.day, signals.c.amount).order_by(signals.c.day)).all()
+    assert kept == [("2026-01-01", 2.0**52), ("2026-01-02", 2.0**53), ("2026-01-03", 2.0**52)]
 
 
 def test_two_writers_wait_for_each_other(database):

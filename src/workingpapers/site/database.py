@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,20 @@ from typing import Any
 
 import msgspec
 import sqlalchemy
-from sqlalchemy import JSON, ColumnElement, Connection, Engine, Float, Select, case, event, func, select, text
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Connection,
+    Engine,
+    Float,
+    Select,
+    case,
+    event,
+    func,
+    select,
+    text,
+)
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
@@ -19,6 +33,7 @@ from workingpapers.errors import UserError
 from workingpapers.site.schema import metadata
 
 _WAIT_MS = 30_000  # that a writer waits for its turn
+_MOST_PARAMETERS = 32_766  # of a statement; SQLite's limit, PostgreSQL's is twice that
 
 
 def _index_papers(connection: Connection) -> None:
@@ -107,6 +122,36 @@ def among(connection: Connection, column: ColumnElement[Any], values: Iterable[A
     if connection.dialect.name != "sqlite":
         return column.in_(list(values))
     return column.in_(select(func.json_each(json.dumps(list(values))).table_valued("value").c.value))
+
+
+def insert_rows(
+    connection: Connection, columns: Sequence[Column[Any]], values: Sequence[Sequence[Any]], then: str = ""
+) -> Sequence[Sequence[Any]]:
+    """Insert many rows and return what the statement does.
+
+    Thousands of rows go straight to the driver: SQLAlchemy takes a quarter as long to prepare them as SQLite to put
+    them in.
+
+    Args:
+        connection: that may write.
+        columns: of one table.
+        values: rows, in the order of `columns`.
+        then: how the statement ends: ON CONFLICT, RETURNING.
+    """
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    row = f"({', '.join([mark] * len(columns))})"
+    start = f"INSERT INTO {columns[0].table.name} ({', '.join(it.name for it in columns)}) VALUES "
+    in_json = [place for place, column in enumerate(columns) if isinstance(column.type, JSON)]
+    at_once = _MOST_PARAMETERS // len(columns)
+    found: list[Sequence[Any]] = []
+    for first in range(0, len(values), at_once):
+        given = [list(it) for it in values[first : first + at_once]]
+        for one, place in itertools.product(given, in_json):
+            one[place] = msgspec.json.encode(one[place]).decode()
+        statement = f"{start}{', '.join([row] * len(given))} {then}"
+        result = connection.exec_driver_sql(statement, tuple(itertools.chain.from_iterable(given)))
+        found += result.all() if result.returns_rows else ()
+    return found
 
 
 def _in_json(column: ColumnElement[Any]) -> ColumnElement[Any]:

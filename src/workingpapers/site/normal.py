@@ -47,9 +47,10 @@ _NEEDS_CARE = re.compile(r"[\\<&]")
 
 def text(value: str, longest: int) -> str:
     """Return a text on one line in Unicode's composed form, without hidden characters, cut to `longest` characters."""
-    value = " ".join(value.split())
-    if not value.isprintable():
-        value = " ".join(_HIDDEN.sub("", value).split())
+    if not value.isprintable():  # as is any space but the plain one
+        value = _HIDDEN.sub("", " ".join(value.split()))
+    if "  " in value or value[:1] == " " or value[-1:] == " ":
+        value = " ".join(value.split())
     if not value.isascii():
         value = unicodedata.normalize("NFC", value)
     return value if len(value) <= longest else value[:longest].rstrip()
@@ -84,8 +85,8 @@ def _careful_key(plain: str) -> str:
 def slug(title: str, *distinct: object) -> str:
     """Return words of a title for an address, with a digest of its key and of what else tells papers apart."""
     digest = hashlib.sha256("\n".join(map(str, (title_key(title), *distinct))).encode()).hexdigest()[:10]
-    plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
-    words = "-".join(re.findall(r"[a-z0-9]+", plain)[:8])[:60].strip("-")
+    plain = title if title.isascii() else unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    words = "-".join(re.findall(r"[a-z0-9]+", plain.lower())[:8])[:60].strip("-")
     return f"{words}-{digest}" if words else f"paper-{digest}"
 
 

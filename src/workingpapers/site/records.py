@@ -18,6 +18,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, text, upda
 
 from workingpapers.errors import UserError
 from workingpapers.site import normal
+from workingpapers.site.database import insert_rows
 from workingpapers.site.merge import COUNTS, FACTS, IDENTITIES, OURS, Known, Row
 from workingpapers.site.normal import title_key
 from workingpapers.site.schema import paper_topics, papers
@@ -154,6 +155,7 @@ def _day(value: str) -> str:
 
 
 _COLUMNS = (*IDENTITIES, *FACTS, *COUNTS, *OURS, "venue", "title_key", "updated")
+_NEW = [column for column in papers.c if column is not papers.c.id]
 _UPDATE = (
     update(papers).where(papers.c.id == bindparam("of_id")).values({name: bindparam(f"of_{name}") for name in _COLUMNS})
 )
@@ -186,9 +188,9 @@ def _write(connection: Connection, rows: Sequence[Row], now: float) -> None:
     new = {row.values["slug"]: row for row in rows if row.new}
     changed = [row for row in rows if row.old and not row.new]
     if new:
-        # With RETURNING many rows make one statement, and after each statement FTS5 writes out what it indexed.
-        put = insert(papers).returning(papers.c.id, papers.c.slug)
-        for number, slug in connection.execute(put, [row.values for row in new.values()]):
+        cells = [[row.values[column.name] for column in _NEW] for row in new.values()]
+        # Many in one statement, for after each FTS5 writes out what it indexed.
+        for number, slug in insert_rows(connection, _NEW, cells, "RETURNING id, slug"):
             new[slug].id = number
     if changed:
         values = [row.values | {"id": row.id, "updated": now} for row in changed]

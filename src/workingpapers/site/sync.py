@@ -6,9 +6,11 @@ there. Running it again changes nothing that has not changed at the source.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -95,13 +97,28 @@ def _sync_one(engine: Engine, source: Source, now: Callable[[], float], listen: 
             if batch is None:
                 return outcome
             coming = ahead.submit(next, batches, None)
-            with writing(engine) as connection:
+            with _uncollected(), writing(engine) as connection:
                 if engine.dialect.name == "sqlite":  # room for the indexes, into which new papers go everywhere
                     connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}")
                     connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
                 _take_in(connection, batch, outcome, now())
                 _keep(connection, source.name, batch.cursor, now())
             listen(outcome)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the cyclic garbage collector from looking again and again through the many objects of a batch.
+
+    None of them is garbage before the batch is written, and none is part of a cycle; it took a seventh of the time.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _take_in(connection: Connection, batch: Batch, outcome: Outcome, now: float) -> None:

@@ -29,9 +29,9 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError, unknown_name
+from workingpapers.site.database import insert_rows
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import signals, trends
 
@@ -243,12 +243,10 @@ def _growth(name: str, start: date, day: date) -> float:
 def _add(connection: Connection, table: Table, column: str, keys: tuple[str, ...], amounts: Counter[Any]) -> None:
     """Add to the rows of a table, made where they are not there; in the order of their keys, so that two who add to the
     same rows wait for each other instead of blocking one another."""
-    rows = [dict(zip(keys, key, strict=True)) | {column: float(amount)} for key, amount in sorted(amounts.items())]
-    if rows:
-        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        adding = insert(table)
-        total = table.c[column] + adding.excluded[column]
-        connection.execute(adding.on_conflict_do_update(index_elements=keys, set_={column: total}), rows)
+    columns = [table.c[name] for name in (*keys, column)]
+    adding = f"{column} = {table.name}.{column} + excluded.{column}"
+    values = [(*key, amount) for key, amount in sorted(amounts.items())]
+    insert_rows(connection, columns, values, f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {adding}")
 
 
 def trending(connection: Connection, period: str, day: date, page: int = 1, size: int = 20) -> Trending:

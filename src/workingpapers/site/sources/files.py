@@ -41,7 +41,7 @@ class File:
     """
 
     path: Path
-    size: int = 2000
+    size: int = 2500
 
     def __post_init__(self) -> None:
         if self.path.suffix not in ENDINGS:
