@@ -33,7 +33,7 @@ from workingpapers.site.schema import embeddings, papers
 from workingpapers.site.search.encoder import make_encoder
 from workingpapers.site.search.engine import Searcher
 from workingpapers.site.search.query import STOP
-from workingpapers.site.search.vectors import Vectors
+from workingpapers.site.search.vectors import open_vectors
 from workingpapers.site.settings import load_settings
 
 Ranker = Callable[[str], Sequence[int]]
@@ -175,7 +175,7 @@ def main() -> None:
     engine = open_database(settings.database)
     both = Searcher(engine, settings)
     words = Searcher(engine, load_settings(database=given.database, embeddings=False))
-    encoder, vectors = make_encoder(), Vectors(engine)
+    encoder, vectors = make_encoder(), open_vectors(engine)
     for it in (both, words, vectors):
         it.refresh()
     rankers: dict[str, Ranker] = {

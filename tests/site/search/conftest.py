@@ -1,4 +1,4 @@
-"""An encoder that needs no model, and papers to search."""
+"""Databases with every kind of index, an encoder that needs no model, and papers to search."""
 
 import zlib
 
@@ -6,10 +6,24 @@ import numpy as np
 import pytest
 from papers_made import made
 
-from workingpapers.site.database import writing
+from workingpapers.site.database import open_database, writing
 from workingpapers.site.search.encoder import DIMENSIONS
 from workingpapers.site.search.query import split, stem
 from workingpapers.site.settings import Settings
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "pgvector"])
+def database(request, tmp_path):
+    """An empty database of the page; a test that takes it runs on SQLite, and PostgreSQL without and with pgvector."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/site.sqlite"
+    else:
+        makers = {"postgresql": "postgres_database", "pgvector": "pgvector_database"}
+        url = request.getfixturevalue(makers[request.param])()
+    engine = open_database(url)
+    yield engine
+    engine.dispose()
+
 
 SYNONYMS = {"picture": "image", "forecast": "predict"}
 

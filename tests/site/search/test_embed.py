@@ -10,7 +10,7 @@ from workingpapers.site.schema import embeddings, papers
 from workingpapers.site.search import embed, fulltext
 from workingpapers.site.search.embed import embed_missing
 from workingpapers.site.search.encoder import DIMENSIONS, MODEL, digest, embedded_text
-from workingpapers.site.search.vectors import Vectors
+from workingpapers.site.search.vectors import open_vectors
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_all_papers_are_embedded_and_indexed(database, word_encoder):
     assert vector.shape == (DIMENSIONS,)
     # Half precision keeps three digits of components that are at most 1.
     np.testing.assert_allclose(vector, word_encoder.encode([text])[0], atol=5e-4)
-    vectors = Vectors(database)
+    vectors = open_vectors(database)
     vectors.refresh()
     assert len(vectors) == 10
     assert embed_missing(database, word_encoder) == 0

@@ -105,6 +105,19 @@ def test_counts_and_conditions(database):
         assert all(score > 0 for _, score in ranked)
 
 
+def test_words_in_many_papers_are_counted_by_statistics_where_there_are_some(database, monkeypatch):
+    monkeypatch.setattr(fulltext, "_MANY", 100)
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        made(connection, 150, title="Graph")
+        made(connection, 90, title="Kernel")
+    with database.connect() as connection:
+        before = [fulltext.count(connection, [[Term(((word,),))]]) for word in ("graph", "kernel", "nothing")]
+        connection.execute(sqlalchemy.text("ANALYZE"))
+        after = [fulltext.count(connection, [[Term(((word,),))]]) for word in ("graph", "kernel", "nothing")]
+    assert before == after == [150, 90, 0]  # of so few rows the statistics are of all
+
+
 def test_a_changed_text_loses_its_embedding_and_another_change_does_not(database):
     fulltext.ensure(database)
     with writing(database) as connection:

@@ -25,7 +25,7 @@ from workingpapers.site.search.plan import Frequencies, Plan, by_words, planned
 from workingpapers.site.search.query import Query, parse, split
 from workingpapers.site.search.spelling import Speller
 from workingpapers.site.search.titles import Titles
-from workingpapers.site.search.vectors import Vectors
+from workingpapers.site.search.vectors import Vectors, open_vectors
 from workingpapers.site.settings import Settings
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Searcher:
         self._engine = engine
         self._wanted = settings.embeddings
         self._encoder: Encoder | None = None
-        self._vectors = Vectors(engine)
+        self._vectors = open_vectors(engine) if settings.embeddings else Vectors(engine)
         self._speller = Speller(engine)
         self._titles = Titles(engine)
         self._frequencies = Frequencies()

@@ -2,13 +2,15 @@
 
 The table of embeddings is the truth; the file is made from it and may be deleted. It is an HNSW graph (Malkov and
 Yashunin, 2018) of usearch with vectors in half precision, read through a memory map: pages that nobody asks for cost no
-memory. With PostgreSQL the file is in the user's cache: both databases rank alike, and no extension is needed.
+memory. PostgreSQL keeps an index of its own where it has the extension pgvector (see `pgvector`). Where it has not, the
+file is in the user's cache, and whoever serves the page on another machine runs `papers sync` there too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -19,7 +21,9 @@ from sqlalchemy import Engine, select
 
 from workingpapers.errors import UserError
 from workingpapers.site.schema import embeddings
+from workingpapers.site.search import pgvector
 from workingpapers.site.search.encoder import DIMENSIONS, MODEL, cache_folder
+from workingpapers.site.search.pgvector import PgVectors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
 _CONNECTIVITY, _EXPANSION_ADD, _EXPANSION_SEARCH = 16, 128, 20  # usearch's own, the last measured: recall@10 over 0.98
 _AT_ONCE = 8192  # vectors read at a time
+_log = logging.getLogger(__name__)
 
 
 def index_file(engine: Engine) -> Path:
@@ -38,15 +43,24 @@ def index_file(engine: Engine) -> Path:
     return cache_folder() / "vectors" / f"{hashlib.blake2b(place.encode(), digest_size=12).hexdigest()}.vectors"
 
 
-def update_index(engine: Engine) -> int:
-    """Make the index equal to the table of embeddings; return how many vectors were added.
+def open_vectors(engine: Engine) -> Vectors | PgVectors:
+    """Return the index that a database's embeddings are searched in: its own, or the file."""
+    return PgVectors(engine) if _has_own(engine) else Vectors(engine)
+
+
+def update_index(engine: Engine) -> None:
+    """Make the index equal to the table of embeddings.
 
     New vectors are added to the file; where some changed or went, it is built anew. It is replaced in one step, so that
-    readers see the old one or the new one. Two processes that do so at once do the work twice.
+    readers see the old one or the new one. Two processes that do so at once do the work twice. An index of PostgreSQL's
+    own is made where it is missing, and needs no more.
 
     Raises:
         UserError: the file cannot be written.
     """
+    if _has_own(engine):
+        pgvector.install(engine)
+        return
     file = index_file(engine)
     index = _restored(file)
     keys, vectors = _table(engine)
@@ -55,7 +69,7 @@ def update_index(engine: Engine) -> int:
         index, known = _empty(), _none(len(keys))
     added = int((~known).sum())
     if not added and file.exists():
-        return 0
+        return
     if added:
         index.add(keys[~known], vectors[~known], copy=True)
     try:
@@ -68,7 +82,6 @@ def update_index(engine: Engine) -> int:
             made.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"The index of embeddings cannot be written to {file}: {error.strerror}") from error
-    return added
 
 
 class Vectors:
@@ -122,6 +135,15 @@ class Vectors:
         if self._index is None or number not in self._index:
             return None
         return np.asarray(self._index.get(number), dtype=np.float32)
+
+
+def _has_own(engine: Engine) -> bool:
+    """Return whether a database indexes embeddings itself; a PostgreSQL that cannot is told of in the log."""
+    if engine.dialect.name != "postgresql":
+        return False
+    if why := pgvector.missing(engine):
+        _log.warning("%s. Embeddings are searched in a file on this machine instead: %s", why, index_file(engine))
+    return not why
 
 
 def _empty() -> Any:
