@@ -108,7 +108,7 @@ def truncate(folder, count):
         (probe(data="digits", workers=0), "workers is 0"),
         (probe(data="digits", threads=-2), "threads is -2"),
         (probe(data="digits", timeout=0), "timeout is 0 s; it must be above 0."),
-        (["report", "--output", "file/below"], "no runs"),
+        (["report", "--output", "file/below"], "No runs in the store"),
     ],
     ids=str,
 )
@@ -252,6 +252,8 @@ def test_labels_that_are_quantities():
     [
         ({"features": np.zeros((20, 2)), "labels": np.arange(19) % 2}, "lengths differ: labels 19, features 20."),
         ({"features": np.zeros((20, 2)), "labels": np.arange(20) % 2, "part": ["train"] * 9}, "part 9"),
+        ({"features": np.zeros((20, 2)), "labels": np.arange(20) % 2, "part": "train"}, "part has shape ()"),
+        ({"features": np.zeros((20, 2)), "labels": np.arange(20) % 2, "part": [["train"]] * 20}, "shape (20, 1)"),
         ({"features": np.full((20, 2), np.nan), "labels": np.arange(20) % 2}, "NaN or infinity: 40 values"),
         ({"features": np.zeros((20, 2)), "labels": np.zeros(20)}, "one class only"),
         ({"features": np.zeros((0, 2)), "labels": np.zeros(0)}, "is empty"),
@@ -273,6 +275,22 @@ def test_files_that_are_damaged(file, content):
     assert file in refused(*probe(data=file))
 
 
+def test_a_table_of_labels_alone():
+    pd.DataFrame({"label": ["x", "y"] * 10}).to_csv("own.csv", index=False)
+    assert refused(*probe(data="own.csv")) == "own.csv has no column beside the labels, 'label'."
+
+
+def test_row_numbers_are_no_feature():
+    pd.DataFrame({"a": np.arange(20.0), "label": ["x", "y"] * 10}).to_csv("own.csv")
+    assert "own.csv has a column without a name. Row numbers" in refused(*probe(data="own.csv"))
+
+
+def test_a_single_array():
+    np.save("own.npy", np.zeros(3))
+    Path("own.npy").rename("own.npz")
+    assert "it is the .npy of a single array" in refused(*probe(data="own.npz"))
+
+
 def test_a_file_of_another_type():
     Path("own.txt").write_text("a, b\n")
     assert refused(*probe(data="own.txt")) == "own.txt is of type .txt; allowed: a folder, .csv, .parquet, .npz."
@@ -291,6 +309,8 @@ def test_a_file_of_another_type():
         ("def mak():\n    pass\n", "Did you mean 'mak'"),
         ("def make():\n    raise KeyError('column')\n", "raised KeyError: 'column'"),
         ("def make():\n    return 3\n", "int"),
+        ("raise SystemExit('usage')\n", "SystemExit: usage"),
+        ("def make():\n    raise SystemExit(3)\n", "SystemExit: 3"),
     ],
 )
 def test_functions_that_fail(option, text, message):
@@ -298,6 +318,20 @@ def test_functions_that_fail(option, text, message):
     line = refused(*probe(**({"data": "digits"} | {option: "broken:make"})))
     assert message in line
     assert "broken" in line
+
+
+def test_a_function_without_labels():
+    Path("bare.py").write_text("import numpy\ndef make():\n    return numpy.zeros((20, 2)), None\n")
+    assert refused(*probe(data="bare:make")) == "bare:make returned labels of shape (); they must be (N,)."
+
+
+def test_a_folder_that_is_gone(tmp_path):
+    command = "mkdir gone; cd gone; rmdir ../gone; exec {} -c {!r} try probe --data digits --model pixels".format(
+        sys.executable, "from workingpapers.cli import main; main(prog_name='papers')"
+    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 2
+    assert told(done.stderr) == ["papers: the folder that you are in is gone. Change to another: cd"]
 
 
 def test_a_network_that_cannot_take_images():

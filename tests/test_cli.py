@@ -321,6 +321,12 @@ def test_what_is_piped_is_plain(store, arguments):
     assert all(line == line.rstrip() for line in shown.stdout.splitlines())
 
 
+def test_standard_output_may_be_closed(store):
+    program = f"{sys.executable} -c 'from workingpapers.cli import main; main()' list >&-"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, f"{len(load_catalogue())} papers\n")
+
+
 @pytest.mark.parametrize("command", ["list", "data", "--help"])
 def test_a_reader_that_has_gone_is_no_error(store, command):
     program = [sys.executable, "-c", "from workingpapers.cli import main; main()", command]

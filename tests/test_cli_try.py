@@ -126,6 +126,8 @@ def test_nothing_finished_is_exit_code_1(store):
         (["try", TASK, "--entries", "beter"], "Unknown entry 'beter'. Did you mean 'better'?"),
         (["try", TASK, "--setting", "standrad"], "Did you mean 'standard'?"),
         (["try", TASK, "--data", "missing"], "Unknown data set 'missing'."),
+        (["try", TASK, "--data", ""], "data is empty. Name one, or leave it out for the default of the setting."),
+        (["try", TASK, "--model", ""], "model is empty."),
         (["try", TASK, "--seeds", "0"], "seeds is 0; it must be at least 1."),
         (["try", TASK, "--workers", "0"], "workers is 0"),
         (["try", TASK, "--threads", "-1"], "threads is -1; it must be at least 1."),
@@ -133,7 +135,7 @@ def test_nothing_finished_is_exit_code_1(store):
         (["try", TASK, "--model", "pixels"], "model is 'pixels', but the setting 'standard' of task toytask:task uses"),
         (["try", TASK, "--timeout", "0"], "timeout is 0 s; it must be above 0."),
         (["leaderboard", "prob"], "Unknown task 'prob'. Did you mean 'probe'?"),
-        (["leaderboard", TASK], "No runs of toytask:task in the store yet."),
+        (["leaderboard", TASK], "No runs of toytask:task in the store "),
         (["leaderboard", TASK, "--setting", "standrad"], "Did you mean 'standard'?"),
     ],
 )

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from workingpapers.errors import UserError, UserRemark, import_object, nearest, remarks, unknown_name, unreadable
+from workingpapers.errors import (
+    UserError,
+    UserRemark,
+    existing_file,
+    import_object,
+    nearest,
+    remarks,
+    table_kind,
+    unknown_name,
+    unreadable,
+)
 
 FEW = ["probe", "anomaly", "long-context"]
 MANY = [f"paper-{index:02d}" for index in range(20)]
@@ -53,9 +63,6 @@ def test_an_unreadable_file_is_explained_on_one_line():
         "a.csv cannot be read as a table: line 3"
     )
     assert str(unreadable(Path("a.csv"), EOFError())) == "a.csv cannot be read: EOFError"
-    with pytest.raises(UnicodeDecodeError) as caught:
-        "name,é".encode("latin1").decode()
-    assert "it is not UTF-8 (byte 0xe9); convert it first" in str(unreadable(Path("a.csv"), caught.value))
 
 
 def test_an_object_is_imported_by_its_path(tmp_path, monkeypatch):
@@ -88,3 +95,34 @@ def test_what_cannot_be_imported_is_refused(tmp_path, monkeypatch, path, message
         import_object("model", path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("naïve".encode("latin1"), "it is not UTF-8 (byte 0xef); convert it first, from Latin-1: iconv -f latin1"),
+        ("a".encode("utf-16"), "it is not UTF-8 (byte 0xff); convert it first, from UTF-16: iconv -f utf-16 -t utf-8"),
+        (b"PAR1\xff", "it is a Parquet file; its name must end with .parquet"),
+    ],
+)
+def test_the_advice_on_a_file_that_is_not_utf8_goes_by_its_first_bytes(tmp_path, content, advice):
+    file = tmp_path / "file.csv"
+    file.write_bytes(content)
+    with pytest.raises(UnicodeDecodeError) as caught:
+        file.read_text(encoding="utf-8")
+    assert f"{file} cannot be read: {advice}" in str(unreadable(file, caught.value))
+
+
+def test_a_tables_kind_is_told_by_its_name():
+    names = ["a.csv", "b.x.TSV", "c.csv.gz", "d.Parquet", "e.parquet.gz", "f.gz", "g.json", "h", ".csv"]
+    assert [table_kind(Path(name)) for name in names] == [".csv", ".tsv", ".csv", ".parquet", "", "", "", "", ""]
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here.csv").touch()
+    assert existing_file("~/here.csv") == tmp_path / "here.csv"
+    with pytest.raises(UserError, match=r"There is no file ~/gone.csv\."):
+        existing_file("~/gone.csv")
+    with pytest.raises(UserError, match="is a folder; a file is needed"):
+        existing_file(tmp_path)

@@ -40,6 +40,7 @@ def test_names_come_from_their_modules(name, home):
     assert getattr(workingpapers, name) is getattr(importlib.import_module(home), name)
     assert name in workingpapers.__all__
     assert name in dir(workingpapers)
+    assert "TYPE_CHECKING" not in dir(workingpapers)
 
 
 def test_other_names_are_missing_as_usual():

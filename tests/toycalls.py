@@ -1,5 +1,6 @@
 """Calls for processes of their own: they must be importable there, which the functions of a test module are not."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -64,3 +65,8 @@ def peak_after(megabytes):
 
     held = np.ones(megabytes * 2**17)  # 8 bytes each
     return peak_memory_mb() if held[-1] else 0.0
+
+
+def keep_a_lock():
+    """Leave a lock to be cleaned up after this process, as progress bars do."""
+    globals()["kept"] = multiprocessing.RLock()

@@ -50,6 +50,9 @@ class _Papers(click.Group):
             if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
                 click.echo(f"papers: what was to be written has no room: {error}", err=True)
                 ctx.exit(2)
+            if isinstance(error, FileNotFoundError) and error.filename is None:  # only `getcwd` names none
+                click.echo("papers: the folder that you are in is gone. Change to another: cd", err=True)
+                ctx.exit(2)
             if isinstance(error, ModuleNotFoundError) and error.name in _OF_THE_PAGE:
                 needed = f"needs {error.name}, which is not installed: pip install 'workingpapers[site]'"
                 click.echo(f"papers: `papers {ctx.invoked_subcommand}` {needed}", err=True)
@@ -320,7 +323,7 @@ class _Live:
 @click.option("--metric", help="Rank by this metric.")
 @_store_option
 def leaderboard(task: str, setting: str | None, data: str | None, metric: str | None, store: str | None) -> None:
-    """Print the leaderboards of a TASK from the runs in the store."""
+    """Print the leaderboards of a TASK from saved runs."""
     from workingpapers import terminal
     from workingpapers.runs.leaderboard import leaderboard as rank
     from workingpapers.runs.present import all_boards
@@ -339,7 +342,8 @@ def leaderboard(task: str, setting: str | None, data: str | None, metric: str | 
         known = {run.data for run in runs.runs(task=chosen["task"])}
         if data and data not in known and known:
             raise unknown_name("data set", data, known, of=f"the runs of {task}")
-        raise UserError(f"No runs of {' '.join(chosen.values())} in the store yet. `papers try {task}` makes them.")
+        wanted = " ".join(chosen.values())
+        raise UserError(f"No runs of {wanted} in the store {runs.shown} yet. `papers try {task}` makes them.")
     if metric:  # settings measure different things: those that measure this one; the first complains if none does
         having = [board for board in boards if any(metric == known.name for known in board.setting.metrics)]
         boards = [rank(board.runs, board.conditions, metric) for board in having or boards[:1]]

@@ -62,7 +62,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "", *, 
     return UserError(f"Unknown {kind} {name!r}{where}. {nearest(name, known)} {hint}".strip())
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; the error's type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -75,11 +75,43 @@ def unreadable(path: Path, error: Exception, kind: str = "") -> UserError:
         error: the reader's own.
         kind: what it should have been, " as a table"; nothing where that is plain.
     """
-    reason = first_line(error)
-    if isinstance(error, UnicodeDecodeError):
-        byte = error.object[error.start]
-        reason = f"it is not UTF-8 (byte 0x{byte:02x}); convert it first, from Latin-1: iconv -f latin1 -t utf-8"
+    reason = _encoding(path, error) if isinstance(error, UnicodeDecodeError) else first_line(error)
     return UserError(f"{path} cannot be read{kind}: {reason}")
+
+
+def _encoding(path: Path, error: UnicodeDecodeError) -> str:
+    """Return what a file holds that is not UTF-8, by its first bytes, and what to do about it."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        return "it is a Parquet file; its name must end with .parquet"
+    kind, name = ("UTF-16", "utf-16") if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ("Latin-1", "latin1")
+    byte = error.object[error.start]
+    return f"it is not UTF-8 (byte 0x{byte:02x}); convert it first, from {kind}: iconv -f {name} -t utf-8"
+
+
+TABLES = (".csv", ".tsv", ".parquet")  # what a table's file may end in; those of text also in .csv.gz and .tsv.gz
+
+
+def table_kind(path: Path) -> str:
+    """Return which of `TABLES` a file is by its name; "" if none."""
+    packed = path.suffix.lower() == ".gz"
+    kind = (path.with_suffix("") if packed else path).suffix.lower()
+    return kind if kind in TABLES and not (packed and kind == ".parquet") else ""
+
+
+def existing_file(name: str | Path) -> Path:
+    """Return the path of a file by its name; "~" is the user's own folder.
+
+    Raises:
+        UserError: there is none, or it is a folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"{name} is a folder; a file is needed.")
+    if not path.is_file():
+        raise UserError(f"There is no file {name}.")
+    return path
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -110,7 +142,7 @@ def import_object(kind: str, path: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a module of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a module of the user's may fail in any way
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(f"The {kind} {path!r} cannot be imported: {reason}.") from error
     if not hasattr(module, name):

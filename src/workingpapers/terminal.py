@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,8 +27,9 @@ Cells = list[str | Text]  # of one row
 
 READABLE = 100  # columns that prose fills at most
 FEWEST = 24  # columns in which a title says something
+_interactive = sys.stdout is not None and sys.stdout.isatty()
 # What is piped keeps one line per row.
-console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
+console = Console(highlight=False, markup=False, emoji=False, width=None if _interactive else 1000)
 errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 VERDICT_STYLE = {"helps": "green", "hurts": "red", "no difference": "", "needs more seeds": "yellow"}
@@ -39,9 +41,18 @@ def show(what: RenderableType, style: str = "") -> None:
     if console.is_terminal:
         console.print(what, style=style, crop=False)
         return
-    with console.capture() as captured:
-        console.print(what, crop=False)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    click.echo(plain(what))
+
+
+def plain(*parts: RenderableType) -> str:
+    """Return what would be printed, without colours; lines end with their last word."""
+    written = Console(
+        file=io.StringIO(), width=console.width, color_system=None, highlight=False, markup=False, emoji=False
+    )
+    with written.capture() as captured:
+        for part in parts:
+            written.print(part, crop=False)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def table(*columns: str, right: Iterable[str] = (), names: Iterable[str] = ()) -> Table:
@@ -222,7 +233,7 @@ def _cells(row: Row, board: Leaderboard, metric: Metric, others: Sequence[Metric
 def describe(board: Leaderboard) -> str:
     """Return one line on what a leaderboard compares."""
     at = board.conditions
-    model = f" · model {at.model}" if at.model else ""
+    model = f" · model {board.model}" if board.model else ""
     seeds = sorted({row.seeds for row in board.rows if row.seeds}) or [0]
     counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     shared = f"data {at.data}{model} · {at.budget} budget · {counts} seed{'' if seeds[-1] == 1 else 's'}"

@@ -233,3 +233,9 @@ def test_levels_are_split_where_they_were_joined():
     np.testing.assert_allclose(second[2], maps[1][0].mean((1, 2)), rtol=2**-10, atol=1e-5)
     with pytest.raises(ValueError, match=r"need \(N, 9\)"):
         split_levels(out[:, :8], model, 16)
+
+
+def test_a_pipe_gets_no_progress(capfd, monkeypatch):
+    monkeypatch.setattr("workingpapers.data.features.PATIENCE", -1)
+    extract(pictures(), backbone(), pooled(16))
+    assert capfd.readouterr().err == ""

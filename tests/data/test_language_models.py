@@ -94,6 +94,12 @@ def test_bad_names(tmp_path, folder):
     }.items():
         with pytest.raises(UserError, match=message):
             load_language_model(name)
+    for file in folder.glob("tokenizer*"):
+        file.rename(tmp_path / file.name)
+    with pytest.raises(UserError, match="has no tokenizer that can be read: "):
+        load_language_model(str(folder))
+    for file in tmp_path.glob("tokenizer*"):
+        file.rename(folder / file.name)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be used"):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.images import Encoded, digest, inspect, read_image
+from workingpapers.data.own import keep
 from workingpapers.errors import UserError
 
 RED, GREEN, GREY = (255, 0, 0), (0, 128, 0), (77, 77, 77)
@@ -359,7 +360,7 @@ def test_a_missing_image_is_skipped_with_its_row(folder):
         (frame().assign(label=[0.5, 1.25, 2, 3]), r"labels hold 0.5, which is not a whole number"),
         (frame().assign(part=["train"] * 3 + ["valid"]), r"part holds 'valid'; allowed: 'train', 'test'"),
         (frame().assign(part="test"), r"every example is of part 'test'"),
-        (frame()[["label"]], r"shape \(4, 0\)"),
+        (frame()[["label"]], "no column beside the labels"),
         (frame()[:0], r"holds no rows"),
         (frame().assign(a="1.png"), r"4 of 4 images cannot be read"),
     ],
@@ -497,8 +498,6 @@ def test_bad_functions_are_explained(name, message):
 
 
 def test_kept_arrays_are_a_data_set_by_path(tmp_path, monkeypatch):
-    from workingpapers.data.own import keep
-
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
     X, y = np.arange(12.0).reshape(6, 2), ["a", "b"] * 3
     path = keep(X, y)
@@ -510,6 +509,42 @@ def test_kept_arrays_are_a_data_set_by_path(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"NaN|finite"):
         keep(np.where(X > 5, np.nan, X), y)
     assert [file.suffix for file in (tmp_path / "own").iterdir()] == [".npz", ".npz"], "nothing half-written is left"
+
+
+@pytest.mark.parametrize(
+    "labels", [pd.Series(["a", "b"] * 3), pd.Categorical(["a", "b"] * 3), np.array(["a", "b"] * 3, dtype=object)]
+)
+def test_keep_takes_the_objects_of_pandas(tmp_path, monkeypatch, labels):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
+    X = pd.DataFrame(np.arange(12.0).reshape(6, 2))
+    assert keep(X.astype(object), labels) == keep(X.to_numpy(), ["a", "b"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        ([[1.0], ["word"]], pd.Series(["a", "b"]), "must be numbers"),
+        (pd.DataFrame({"x": [1.0, "word"]}), ["a", "b"], "features cannot be kept as an array: could not convert"),
+        ([[1.0], [2.0, 3.0]], ["a", "b"], "The features cannot be kept as an array: .*inhomogeneous"),
+        ([[1.0], [2.0]], ["a", None], "The labels cannot be kept as an array: 1 of 2 values are missing."),
+        ([[1.0], [2.0]], [["a"], ["b"]], r"^the given data: labels have shape \(2, 1\)"),
+    ],
+)
+def test_keep_refuses_what_are_no_arrays(tmp_path, monkeypatch, features, labels, message):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=message):
+        keep(features, labels)
+
+
+def test_a_path_may_be_a_path(tmp_path):
+    np.savez(tmp_path / "own.npz", features=np.zeros((4, 2)), labels=[0, 1, 0, 1])
+    assert load_dataset(tmp_path / "own.npz").name == str(tmp_path / "own.npz")
+
+
+def test_a_broken_image_is_told_without_addresses_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert inspect([tmp_path / "0.png"], ["0.png"])[1] == ["0.png: UnidentifiedImageError: not an image"]
 
 
 def test_images_are_decoded_once_and_again_when_they_change(tmp_path, monkeypatch):

@@ -62,7 +62,7 @@ def test_bad_input(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"ab\xff")
     (tmp_path / "blank.txt").write_text(" \n")
     for name, message in {
-        str(tmp_path / "bytes.txt"): "not UTF-8 text: byte 2 is 0xff",
+        str(tmp_path / "bytes.txt"): r"it is not UTF-8 \(byte 0xff\)",
         str(tmp_path / "blank.txt"): "holds no text",
         str(tmp_path): "is a folder",
         "nowhere.txt": "There is no file nowhere.txt",

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from workingpapers.errors import UserError
@@ -278,3 +279,9 @@ def test_ctrl_c_ends_what_runs_on_ray(cluster, store, tmp_path):
         try_(TASK, setting="trouble", entries=["hangs"], seeds=4, ray="local", store=store, listen=interrupt)
     assert time.monotonic() - start < 60
     assert {run.status for run in store.runs()} == {"ok"}
+
+
+@pytest.mark.parametrize("data", [np.zeros((4, 2)), ([[1.0]], [0]), 3])
+def test_what_is_no_path_is_told_how_to_become_one(store, data):
+    with pytest.raises(UserError, match=r"it must be a name or a path. `keep\(features, labels\)` makes a path"):
+        try_("probe", data=data, store=store)

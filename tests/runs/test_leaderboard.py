@@ -38,7 +38,7 @@ def make(entry="base", seed=0, accuracy=50.0, *, loss=1.0, **changes):
         "paper": None,
         "status": "ok",
         "metrics": metrics,
-        "measured": {"fit_seconds": 1.0 + seed, "parameters": 10.0},
+        "measured": {"fit_seconds": 1.0 + seed, "parameters": 10.0, "peak_memory_mb": 100.0},
         "settings": {"label": "label"},
         "finished": f"2026-01-01T00:00:0{seed}",
     }
@@ -178,7 +178,7 @@ def test_rows_are_ranked_with_failures_last():
     assert [row.paper for row in found.rows] == ["moment-probing", None, None, None]
     assert found.rows[0].difference == Estimate(2.0, 0.0)
     assert found.rows[1].difference is None
-    assert found.rows[0].costs == {"fit_seconds": 2.0, "parameters": 10.0}
+    assert found.rows[0].costs == {"fit_seconds": 2.0, "parameters": 10.0, "peak_memory_mb": 100.0}
     assert (found.rows[3].values, found.rows[3].costs, found.rows[3].seeds) == ({}, {}, 0)
     assert found.rows[3].failures == ("failed: no luck",)
 
@@ -254,6 +254,23 @@ def test_to_frame():
     assert frame.loc["base", "fit_seconds"] == 2.0
     assert frame.loc["x", "failures"] == "failed: no luck"
     assert "<table" in board(*runs)._repr_html_()
+
+
+def test_a_board_shows_itself_as_the_command_does():
+    shown = repr(
+        board(*(make(entry, seed, 50 + 2 * (entry == "other")) for entry in ("base", "other") for seed in range(3)))
+    )
+    assert [line.split()[0] for line in shown.splitlines()[1:]] == ["entry", "other", "base"]
+    assert "\x1b" not in shown
+    assert all(line == line.rstrip() for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("print_", ["", "m1"])
+def test_a_model_that_made_no_feature_is_not_named(print_):
+    conditions = replace(CONDITIONS, model="some-model")
+    made = leaderboard([make(model="some-model", model_fingerprint=print_)], conditions)
+    assert made.model == ("some-model" if print_ else "")
+    assert ("some-model" in repr(made)) == bool(print_)
 
 
 def test_no_text_of_the_csv_is_a_formula():

@@ -4,6 +4,7 @@ import operator
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -105,6 +106,16 @@ def test_a_fork_left_behind_does_not_keep_the_caller_waiting(executor, tmp_path)
     outcome = executor.call(toycalls.fork_and_die, str(tmp_path / "pid"), timeout=30)
     assert outcome.status == "out of memory"
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_locks_left_behind_are_cleaned_up_without_a_word():
+    program = (
+        "import toycalls; from workingpapers.runs.process import LocalExecutor; made = LocalExecutor(); "
+        "assert made.call(toycalls.keep_a_lock).status == 'ok'; made.close()"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(toycalls.__file__)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr == ""
 
 
 def test_ctrl_c_is_the_caller_s_to_handle(executor):

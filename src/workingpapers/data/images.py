@@ -197,7 +197,8 @@ def _look(source: Path | bytes) -> Seen | str:
         data = source if isinstance(source, bytes) else source.read_bytes()
         height, width, _ = read_image(data).shape
     except Exception as error:  # Pillow's decoders raise whatever the parser of their format does
-        return f"{type(error).__name__}: {error}"
+        reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
+        return f"{type(error).__name__}: {reason}"
     return hashlib.sha256(data).hexdigest(), height, width
 
 

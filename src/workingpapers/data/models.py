@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -96,7 +97,7 @@ class Later:
 
 
 @lru_cache(maxsize=4)
-def load_model(name: str) -> Backbone:
+def load_model(name: str | os.PathLike[str]) -> Backbone:
     """Return the frozen model of a name, loaded once per process.
 
     Args:
@@ -105,11 +106,12 @@ def load_model(name: str) -> Backbone:
     Raises:
         UserError: nothing has this name, or it needs a package, a file or a network that is not there.
     """
+    name = os.fspath(name)
     if name in MODELS:
         return cast(Backbone, import_object("model", MODELS[name].load)())
     if name.startswith(("timm:", "timm/")):
         return _timm(name)
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return _transformers(name, str(Path(name).expanduser()))
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _own(name)
@@ -136,7 +138,7 @@ def _own(name: str) -> Backbone:
             return ModuleBackbone(name, made, **options)
     except UserError:
         raise
-    except Exception as error:  # a function of the user's may fail in any way, and so may its module on a first batch
+    except (Exception, SystemExit) as error:  # a user's function may fail in any way, its module on a first batch too
         raise UserError(f"Model {name!r} raised {type(error).__name__}: {first_line(error)}") from error
     if all(hasattr(made, part) for part in ("fingerprint", "image_size", "preprocess", "tokens", "pooled", "levels")):
         return cast(Backbone, made)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workingpapers.data.download import download, downloaded
-from workingpapers.data.impressions import Impressions, from_ratings
+from workingpapers.data.impressions import Impressions
+from workingpapers.data.packaged_impressions import from_ratings
 from workingpapers.errors import UserError
 
 if TYPE_CHECKING:

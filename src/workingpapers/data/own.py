@@ -161,7 +161,10 @@ def from_npz(path: Path, name: str) -> LabelledData:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is the .npy of a single array")
+        with file:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
@@ -170,10 +173,10 @@ def from_npz(path: Path, name: str) -> LabelledData:
     features = _one_of(arrays, ("features", "X"), path)
     labels = _one_of(arrays, ("labels", "y"), path)
     if labels.ndim != 1:
-        raise UserError(f"{path}: labels have shape {labels.shape}; they must be (N,).")
+        raise UserError(f"{name}: labels have shape {labels.shape}; they must be (N,).")
     missing = int(np.isnan(labels).sum()) if labels.dtype.kind == "f" else 0
     if missing:
-        raise UserError(f"{path}: {missing} of {len(labels)} labels are missing (NaN).")
+        raise UserError(f"{name}: {missing} of {len(labels)} labels are missing (NaN).")
     class_names = tuple(str(n) for n in arrays["class_names"].ravel()) if "class_names" in arrays else None
     if class_names is None:
         labels, class_names = encode(labels.tolist())
@@ -203,7 +206,7 @@ def keep(features: ArrayLike, labels: ArrayLike) -> str:
     """
     import numpy as np
 
-    arrays = {"features": np.asarray(features), "labels": np.asarray(labels)}
+    arrays = {"features": _plain(features, float, "features"), "labels": _plain(labels, str, "labels")}
     digest = hashlib.sha256(repr([(name, a.shape, a.dtype) for name, a in arrays.items()]).encode())
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -212,9 +215,30 @@ def keep(features: ArrayLike, labels: ArrayLike) -> str:
         with temporary(path) as (file, part), explained(path.parent):
             np.savez(file, allow_pickle=False, **arrays)
             sync(file)
-            from_npz(part, "the arrays given")
+            from_npz(part, "the given data")
             os.replace(part, path)
     return str(path)
+
+
+def _plain(values: ArrayLike, kind: type, what: str) -> NDArray[Any]:
+    """Return an array; Python objects in it, as columns of pandas have them, become numbers or texts.
+
+    Raises:
+        UserError: an object that is none, a value that is missing, or rows of different lengths.
+    """
+    import numpy as np
+    import pandas as pd
+
+    try:
+        array = np.asarray(values)
+        if array.dtype != object:
+            return array
+        missing = int(np.sum(pd.isna(array)))
+        if missing:
+            raise ValueError(f"{missing} of {array.size} values are missing")
+        return array.astype(kind)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The {what} cannot be kept as an array: {str(error).rstrip('.')}.") from error
 
 
 def _one_of(arrays: dict[str, NDArray[Any]], names: tuple[str, str], path: Path) -> NDArray[Any]:
@@ -238,7 +262,7 @@ def from_function(name: str) -> LabelledData:
         raise UserError(f"{name} is a {type(function).__name__}; it must be a function without arguments.")
     try:
         result = function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
     if isinstance(result, LabelledData):
         return checked(dataclasses.replace(result, name=name))
@@ -265,7 +289,10 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
             images = Pixels(array)
         else:
             features = array
-    codes, class_names = encode(np.asarray(labels).tolist())
+    classes = np.asarray(labels)
+    if classes.ndim != 1:
+        raise UserError(f"{name} returned labels of shape {classes.shape}; they must be (N,).")
+    codes, class_names = encode(classes.tolist())
     return checked(
         LabelledData(name=name, fingerprint="", labels=codes, class_names=class_names, images=images, features=features)
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import difflib
+import gzip
 import warnings
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.checks import checked, encode, finite
 from workingpapers.data.images import SUFFIXES, Encoded, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError, unreadable
+from workingpapers.errors import UserError, table_kind, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +53,12 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        if path.suffix.lower() == ".parquet":
+        if table_kind(path) == ".parquet":
             table = pd.read_parquet(path)
             _check_names(path, [str(name) for name in table.columns])
             return table
         return _read_csv(path, label)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
         if isinstance(error, UserError):
             raise
         raise unreadable(path, error, " as a table") from error
@@ -63,15 +67,21 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
 def _read_csv(path: Path, label: str) -> pd.DataFrame:
     import pandas as pd
 
-    header = pd.read_csv(path, header=None, nrows=1, dtype=str)
+    options: dict[str, Any] = {"sep": "\t" if table_kind(path) == ".tsv" else ",", "index_col": False}
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
     _check_names(path, header.iloc[0].dropna().tolist())  # as written: below, pandas renames those that repeat
+    if header.iloc[0].isna().any():
+        raise UserError(
+            f"{path} has a column without a name. Row numbers, which `to_csv()` of pandas writes there, would count as "
+            "values: leave them out (`index=False`), or name the column."
+        )
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
         try:
-            table = pd.read_csv(path, low_memory=False, index_col=False)
+            table = pd.read_csv(path, low_memory=False, **options)
         except pd.errors.ParserWarning as error:  # else it would drop the last columns
             raise UserError(f"{path}: rows hold more values than the header has names ({header.shape[1]}).") from error
     if label in table.columns:
-        texts = pd.read_csv(path, usecols=[label], index_col=False, dtype=str, keep_default_na=False)
+        texts = pd.read_csv(path, usecols=[label], dtype=str, keep_default_na=False, **options)
         table[label] = texts[label].str.strip()
     return table
 
@@ -82,21 +92,47 @@ def _check_names(path: Path, names: list[str]) -> None:
         raise UserError(f"{path} has columns {repeated} more than once.")
 
 
-def check_labels(name: str, table: pd.DataFrame, label: str) -> None:
-    """Refuse a table without a label in each of its rows.
+def check_header(path: Path, name: str, label: str) -> None:
+    """Refuse a file without a column of labels by its first line alone; one that cannot be read so passes.
 
     Raises:
-        UserError: no such column, with the nearest ones; no rows; or rows without a label.
+        UserError: no such column, with the nearest ones.
     """
-    import difflib
+    try:
+        names = _column_names(path)
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error):  # the reader will say what is wrong
+        return
+    if names:
+        _check_label(name, names, label)
 
-    columns = [str(column) for column in table.columns]
+
+def _column_names(path: Path) -> list[str]:
+    kind = table_kind(path)
+    if kind == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        return [str(column) for column in read_schema(path).names]
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if kind == ".tsv" else ",")
+        return next((row for row in rows if row), [])  # blank lines are no header
+
+
+def _check_label(name: str, columns: list[str], label: str) -> None:
     if label not in columns:
         nearest = difflib.get_close_matches(label, columns, n=3, cutoff=0.4) or columns[:8]
         raise UserError(
             f"{name} has no column {label!r} for the labels; nearest: {', '.join(map(repr, nearest)) or 'no columns'}. "
             "The option label names it."
         )
+
+
+def check_labels(name: str, table: pd.DataFrame, label: str) -> None:
+    """Refuse a table without a label in each of its rows.
+
+    Raises:
+        UserError: no such column, with the nearest ones; no rows; or rows without a label.
+    """
+    _check_label(name, [str(column) for column in table.columns], label)
     if table.empty:
         raise UserError(f"{name} holds no rows.")
     missing = int((table[label].isna() | (table[label].astype(str) == "")).sum())
@@ -154,6 +190,8 @@ def _features(table: pd.DataFrame, path: Path, name: str, label: str) -> Labelle
     import pandas as pd
 
     rest = table.drop(columns=[c for c in (label, PART) if c in table.columns])
+    if not rest.shape[1]:
+        raise UserError(f"{path} has no column beside the labels, {label!r}.")
     others = [str(c) for c in rest.columns if not pd.api.types.is_numeric_dtype(rest[c])]
     if others:
         shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")

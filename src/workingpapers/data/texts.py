@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, import_object, unknown_name
+from workingpapers.errors import UserError, import_object, unknown_name, unreadable
 
 FORMS = "Other texts: a file of UTF-8 text, or package.module:function. `papers data` lists all names."
 SEPARATOR = "\n\n"
@@ -111,7 +111,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from error
+        raise unreadable(path, error) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -120,7 +120,7 @@ def _call(name: str) -> list[str]:
     function = import_object("text", name)
     try:
         found = function()
-    except Exception as error:  # a function of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a function of the user's may fail in any way
         raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
     documents = [found] if isinstance(found, str) else found
     if not isinstance(documents, (list, tuple)) or not all(isinstance(d, str) for d in documents):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Literal
 
 from workingpapers import __version__
@@ -41,8 +42,8 @@ class Progress:
 def try_(
     task: str,
     *,
-    data: str | None = None,
-    model: str | None = None,
+    data: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | None = None,
     setting: str = "standard",
     entries: Iterable[str] | None = None,
     seeds: int = 5,
@@ -52,7 +53,7 @@ def try_(
     ray: str | None = None,
     timeout: float | None = None,
     threads: int = 1,
-    store: Store | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
     force: bool = False,
     listen: Callable[[Progress], None] | None = None,
 ) -> Leaderboard:
@@ -94,6 +95,7 @@ def try_(
     entries = None if entries is None else list(entries)
     if entries == []:
         raise UserError(f"entries holds no name. `papers entries {task}` lists them; leave it out for all.")
+    data, model = _name("data", data), _name("model", model)
     chosen = load_task(task).setting(setting)
     if model and not chosen.model:
         raise UserError(f"model is {model!r}, but the setting {setting!r} of task {task} uses no pre-trained model.")
@@ -101,10 +103,29 @@ def try_(
         raise UserError(f"Unknown budget {budget!r}. Known: {', '.join(chosen.budgets)}.")
     conditions = Conditions(task, setting, data or chosen.data, model or chosen.model, budget, label)
     selected = load_task(task).select(setting, entries)
+    if chosen.check:
+        chosen.check(conditions)
     kept = store if isinstance(store, Store) else Store(store)
     with _Session(conditions, selected, kept, threads, timeout, listen) as session:
         session.run(seeds, workers, ray, force)
     return leaderboard(session.runs.values(), conditions)
+
+
+def _name(option: str, given: object) -> str | None:
+    """Return a name or a path as text.
+
+    Raises:
+        UserError: it is neither, or empty, as an unset variable of the shell's is.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, (str, os.PathLike)):
+        arrays = " `keep(features, labels)` makes a path of arrays." if option == "data" else ""
+        raise UserError(f"{option} is a {type(given).__name__}; it must be a name or a path.{arrays}")
+    name = str(os.fspath(given))
+    if not name.strip():
+        raise UserError(f"{option} is empty. Name one, or leave it out for the default of the setting.")
+    return name
 
 
 def _unprepared(outcome: Outcome) -> Exception:
@@ -166,8 +187,11 @@ class _Session:
         self.store.create()
         pool = ThreadPoolExecutor(workers if not ray else max(workers, len(missing)))
         try:
-            for future in as_completed([pool.submit(self._run_one, *job) for job in missing]):
-                future.result()
+            waiting = {pool.submit(self._run_one, *job) for job in missing}
+            while waiting:  # looking up each second: a Ctrl-C that another thread caught wakes no endless wait
+                done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
         finally:  # also on Ctrl-C: kill what runs, start nothing more
             self._stopping = True
             pool.shutdown(wait=False, cancel_futures=True)

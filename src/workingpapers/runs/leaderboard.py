@@ -146,6 +146,11 @@ class Leaderboard:
     runs: tuple[Run, ...]
     rows: tuple[Row, ...]
 
+    @property
+    def model(self) -> str:
+        """The pre-trained model; "" where none was used: the data may be features that somebody computed already."""
+        return self.conditions.model if any(run.model_fingerprint for run in self.runs) else ""
+
     def to_frame(self) -> DataFrame:
         """Return one row per entry: means, half widths of the 95 % intervals, difference, verdict and costs."""
         import pandas as pd
@@ -167,6 +172,11 @@ class Leaderboard:
         """
         frame = self.to_frame().reset_index().replace(math.inf, math.nan)
         return str(frame.map(_no_formula).rename(columns=_no_formula).to_csv(index=False))
+
+    def __repr__(self) -> str:
+        from workingpapers.terminal import describe, plain, show_leaderboard
+
+        return plain(describe(self), show_leaderboard(self))
 
     def _repr_html_(self) -> str:
         return str(self.to_frame().to_html(float_format="{:.3g}".format))

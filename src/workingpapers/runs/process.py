@@ -114,7 +114,11 @@ def _start_server() -> None:
     """Start the server from which calls are forked, deaf to Ctrl-C: it reaches the whole group, the caller decides."""
     from multiprocessing import forkserver, resource_tracker
 
-    resource_tracker.ensure_running()  # the server would start it, and unblock the signal in doing so
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")  # on what killed calls leave to it
+    try:
+        resource_tracker.ensure_running()  # the server would start it, and unblock the signal in doing so
+    finally:
+        sys.warnoptions.pop()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

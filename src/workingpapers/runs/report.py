@@ -51,7 +51,7 @@ def write_report(folder: Path, store: Store) -> Path:
     """
     runs = store.runs()
     if not runs:
-        raise UserError("There are no runs in the store yet, so nothing to report. `papers try probe` makes some.")
+        raise UserError(f"No runs in the store {store.shown} yet, so nothing to report. `papers try probe` makes some.")
     boards, left_out = all_boards(runs)
     if not boards:
         raise UserError(f"No runs in the store can be shown. {' '.join(left_out)}")

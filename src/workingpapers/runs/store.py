@@ -114,30 +114,39 @@ class Store:
         url: a file for SQLite ("sqlite:///file" too), or a SQLAlchemy URL such as "postgresql+psycopg://user@host/name".
             None takes `default_store()`.
 
+    Attributes:
+        shown: the URL without user and password.
+
     Raises:
         UserError: the file is not a store, is damaged, was made by a newer version, or the database doesn't answer.
             A file that is refused is left as it was.
     """
 
-    def __init__(self, url: str | None = None) -> None:
-        self.url = url or default_store()
-        self._shown = _hidden(self.url)
+    def __init__(self, url: str | os.PathLike[str] | None = None) -> None:
+        self.url = os.fspath(url or default_store())
+        self.shown = _hidden(self.url)
         self._lock = threading.Lock()
         path = self.url.removeprefix("sqlite:///")
         self._database: _Database = _Server(self.url) if "://" in path else _File(Path(path))
         self._migrate()
+
+    def __repr__(self) -> str:
+        return f"Store({self.shown!r})"
 
     def _migrate(self) -> None:
         tables = self._database.tables()
         if not tables:
             return  # made by `create`, so that looking at a store never creates one
         if "workingpapers_schema" not in tables:
-            raise UserError(f"{self._shown} is a database, but not a store of runs. Name another with --store.")
-        version = int(self._database.query("SELECT version FROM workingpapers_schema", {})[0]["version"])
+            raise UserError(f"{self.shown} is a database, but not a store of runs. Name another with --store.")
+        found = self._database.query("SELECT version FROM workingpapers_schema", {})
+        if not found:
+            raise self._damaged("it does not say which version made it")
+        version = int(found[0]["version"])
         if version != SCHEMA_VERSION:
             age = "newer" if version > SCHEMA_VERSION else "older"
             raise UserError(
-                f"The store {self._shown} has schema {version}, made by a {age} version of workingpapers; this one "
+                f"The store {self.shown} has schema {version}, made by a {age} version of workingpapers; this one "
                 f"reads and writes schema {SCHEMA_VERSION}. It was left as it is: use that version, or name another "
                 "--store."
             )
@@ -177,7 +186,13 @@ class Store:
         query = f"SELECT {', '.join(_FIELDS)} FROM workingpapers_runs WHERE {where} ORDER BY finished, key"
         with self._lock:
             rows = self._database.query(query, equal)
-        return [_run(row) for row in rows]
+        try:
+            return [_run(row) for row in rows]
+        except ValueError as error:
+            raise self._damaged(first_line(error)) from error
+
+    def _damaged(self, reason: str) -> UserError:
+        return UserError(f"The store {self.shown} is damaged ({reason}). It was left as it is; name another --store.")
 
 
 def _run(row: dict[str, Any]) -> Run:

@@ -145,6 +145,7 @@ class Setting:
         load: conditions, entry, seed and what was prepared in, problem out.
         measure: fit function (training data in, predictor out), problem and context in, metrics out. It may fit more
             than once: a label-efficiency curve does.
+        check: conditions in; refuses within moments what a look at names and headers tells, before a process starts.
     """
 
     name: str
@@ -157,6 +158,7 @@ class Setting:
     prepare: Callable[[Conditions, list[Entry]], Prepared]
     load: Callable[[Conditions, Entry, int, Prepared], Any]
     measure: Callable[[Callable[[Any], Any], Any, Context], dict[str, float]]
+    check: Callable[[Conditions], None] | None = None
 
     def metric(self, name: str | None = None) -> Metric:
         """Return a metric by name, the first one without a name.

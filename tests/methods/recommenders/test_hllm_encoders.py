@@ -10,7 +10,7 @@ from tinymodels import tiny
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, BloomConfig, BloomModel, GPT2Config, GPT2Model, T5Config, T5Model
 
-from workingpapers.methods.recommenders.hllm_encoders import ItemEncoder, UserEncoder, from_scratch, info_nce
+from workingpapers.methods.recommenders.hllm_encoders import ItemEncoder, UserEncoder, from_scratch, sampled_info_nce
 
 TEXTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11, 12], [13, 14], [3, 4, 5, 6, 7]]
 
@@ -105,7 +105,7 @@ def test_a_user_state_does_not_see_later_items(name):
     assert (after[:, 4:] - before[:, 4:]).abs().max() > 0.1
 
 
-def naive_info_nce(p, t, n, scale, threshold):
+def naive_sampled_info_nce(p, t, n, scale, threshold):
     """The loss in float64, one prediction and one negative at a time."""
 
     def cosine(a, b):
@@ -128,8 +128,8 @@ def test_loss_and_gradients_equal_the_definition(seed, count, negatives):
     n = torch.cat([n, 2 * t[:1]])  # one negative is the first target itself
     wide = [x.double().requires_grad_() for x in (p, t, n)]
     p, t, n = (x.requires_grad_() for x in (p, t, n))
-    found, kept = info_nce(p, t, n, 5.0, 0.9)
-    expected, expected_kept = naive_info_nce(*wide, 5.0, 0.9)
+    found, kept = sampled_info_nce(p, t, n, 5.0, 0.9)
+    expected, expected_kept = naive_sampled_info_nce(*wide, 5.0, 0.9)
     assert float(kept) == pytest.approx(expected_kept)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
     found.backward()
@@ -142,12 +142,12 @@ def test_loss_and_gradients_equal_the_definition(seed, count, negatives):
 def test_limits_of_the_loss():
     torch.manual_seed(0)
     p, t, n = torch.randn(64, 512), torch.randn(64, 512), torch.randn(100, 512)
-    assert info_nce(p, t, n[:0], 1.0)[0] == 0
-    assert info_nce(p[:0], t[:0], n, 1.0)[0] == 0
+    assert sampled_info_nce(p, t, n[:0], 1.0)[0] == 0
+    assert sampled_info_nce(p[:0], t[:0], n, 1.0)[0] == 0
     # At scale 1 random cosines, of size 1/sqrt(512), hardly tell items apart: 0.01 is three standard errors.
-    assert float(info_nce(p, t, n, 1.0)[0]) == pytest.approx(math.log(101), abs=0.02)
-    once = info_nce(p[:1], t[:1], n, 10.0)
-    again = info_nce(p[:1], t[:1], torch.cat([n, t[:1], 3 * t[:1]]), 10.0)
+    assert float(sampled_info_nce(p, t, n, 1.0)[0]) == pytest.approx(math.log(101), abs=0.02)
+    once = sampled_info_nce(p[:1], t[:1], n, 10.0)
+    again = sampled_info_nce(p[:1], t[:1], torch.cat([n, t[:1], 3 * t[:1]]), 10.0)
     torch.testing.assert_close(again, once)
 
 

@@ -20,7 +20,7 @@ from workingpapers.methods.recommenders.ssl_items import (
     TwoTowerRecommender,
     TwoTowerSSL,
     feature_mutual_info,
-    info_nce,
+    in_batch_info_nce,
 )
 
 KINDS = {"words": "multi", "year": "categorical", "genres": "multi", "price": "numerical"}
@@ -58,9 +58,11 @@ def test_the_loss_is_a_cross_entropy_of_cosines():
     torch.manual_seed(0)
     a, b = torch.randn(6, 4), torch.randn(6, 4)
     logits = torch.stack([F.cosine_similarity(row[None], b) for row in a]) / 0.3
-    torch.testing.assert_close(info_nce(a, b, 0.3), F.cross_entropy(logits, torch.arange(6)))
+    torch.testing.assert_close(in_batch_info_nce(a, b, 0.3), F.cross_entropy(logits, torch.arange(6)))
     log_q = torch.log_softmax(torch.randn(6), 0)
-    torch.testing.assert_close(info_nce(a, b, 0.3, log_q=log_q), F.cross_entropy(logits - log_q, torch.arange(6)))
+    torch.testing.assert_close(
+        in_batch_info_nce(a, b, 0.3, log_q=log_q), F.cross_entropy(logits - log_q, torch.arange(6))
+    )
 
 
 def test_another_row_of_the_same_item_is_no_negative():
@@ -69,7 +71,7 @@ def test_another_row_of_the_same_item_is_no_negative():
     similar = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / 0.5
     allowed = [[0, 1, 3], [0, 1, 2, 3], [1, 2, 3], [0, 1, 2, 3]]
     wanted = [torch.logsumexp(similar[i, kept], 0) - similar[i, i] for i, kept in enumerate(allowed)]
-    torch.testing.assert_close(info_nce(a, b, 0.5, ids=ids), torch.stack(wanted).mean())
+    torch.testing.assert_close(in_batch_info_nce(a, b, 0.5, ids=ids), torch.stack(wanted).mean())
 
 
 def test_equal_views_are_a_regulariser_that_spreads_items_out():
@@ -78,7 +80,7 @@ def test_equal_views_are_a_regulariser_that_spreads_items_out():
     s = (F.normalize(z, dim=1) @ F.normalize(z, dim=1).T / t).double()
     others = torch.exp(s).sum(dim=1) - torch.exp(s.diagonal())
     wanted = -torch.log(math.exp(1 / t) / (math.exp(1 / t) + others)).mean()
-    torch.testing.assert_close(info_nce(z, z, t).double(), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_batch_info_nce(z, z, t).double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_views_that_hide_everything_say_nothing():
@@ -86,7 +88,7 @@ def test_views_that_hide_everything_say_nothing():
     z = items(rows, torch.ones(4, dtype=torch.bool))
     torch.testing.assert_close(z, z[:1].expand_as(z))
     # All alike: each of 40 is as likely as the others.
-    assert info_nce(z, z, 0.1).item() == pytest.approx(math.log(40), abs=1e-4)
+    assert in_batch_info_nce(z, z, 0.1).item() == pytest.approx(math.log(40), abs=1e-4)
 
 
 def test_hidden_features_have_no_influence_and_shown_ones_do():
@@ -222,7 +224,7 @@ def test_encodings_have_length_one_and_scores_are_their_products():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: info_nce(torch.ones(2, 2), torch.ones(2, 2), 0.0), "temperature is 0.0"),
+        (lambda: in_batch_info_nce(torch.ones(2, 2), torch.ones(2, 2), 0.0), "temperature is 0.0"),
         (lambda: FeatureMasker("all", 4), "mode is 'all'; allowed: 'cfm', 'rfm', 'none'"),
         (lambda: FeatureMasker("rfm", 1), "there are 1 features"),
         (lambda: FeatureMasker("cfm", 3, np.ones((2, 2))), r"finite and \(3, 3\)"),

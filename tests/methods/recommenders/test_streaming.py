@@ -76,6 +76,26 @@ def test_stored_rows_come_back(tmp_path):
     assert labels.tolist() == y.tolist()
 
 
+def test_files_are_closed_when_encoding_fails(file, tmp_path, monkeypatch):
+    opened = []
+
+    class Watched(StoredRows):
+        def __init__(self, *given):
+            super().__init__(*given)
+            opened.append(self)
+
+    def fail(self, table):
+        raise ValueError("odd values")
+
+    schema = Schema.fit([impressions(100)[0]], kinds=KINDS)
+    monkeypatch.setattr(streaming, "StoredRows", Watched)
+    monkeypatch.setattr(Schema, "encode", fail)
+    with pytest.raises(ValueError, match="odd values"):
+        streaming.store(file, "clicked", tmp_path / "rows", schema, np.array(["no", "yes"]), 0.1, 0)
+    assert len(opened) == 2
+    assert all(held.closed for stored in opened for held in stored.files.values())
+
+
 def test_histories_and_counts_work_on_stored_rows(tmp_path):
     table, y = impressions(600)
     table["past"] = [list(range(i % 5)) for i in range(600)]

@@ -308,7 +308,7 @@ class DINClassifier(DeepClassifier):
             remark = "no column is a history, so that DIN is a plain network; name one in kinds as 'sequence of COLUMN'"
             warnings.warn(remark, UserRemark, stacklevel=2)
         return DIN(
-            FieldEmbedding(schema, self.dim, table=self.table, table_options=dict(self.table_options or {})),
+            self._embedding(schema),
             self.hidden,
             attention_hidden=self.attention_hidden,
             activation=self.activation,

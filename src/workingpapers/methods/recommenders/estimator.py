@@ -95,9 +95,13 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
 
     def _build(self, schema: Schema) -> nn.Module:
         """Return the model: rows in, logits (B,) out."""
-        options = dict(self.table_options or {})
-        embedding = FieldEmbedding(schema, self.dim, table=self.table, table_options=options)
+        embedding = self._embedding(schema)
         return ClickModel(embedding, self._body(embedding.num_fields, self.dim), linear=self.linear)
+
+    def _embedding(self, schema: Schema) -> FieldEmbedding:
+        """Return a new embedding of the fields, on the table that was chosen."""
+        options = dict(self.table_options or {})
+        return FieldEmbedding(schema, self.dim, table=self.table, table_options=options)
 
     def fit(self, X: Any, y: ArrayLike | str) -> Self:
         """Train on the rows of a table and their labels y (N,), of two kinds.

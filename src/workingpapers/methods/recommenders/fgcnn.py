@@ -215,10 +215,6 @@ class FGCNNClassifier(DeepClassifier):
         head = self._head(embedding.num_fields + generator.num_generated)
         return FGCNN(embedding, generator, head, second=second, linear=self.head == "fm")
 
-    def _embedding(self, schema: Schema) -> FieldEmbedding:
-        options = dict(self.table_options or {})
-        return FieldEmbedding(schema, self.dim, table=self.table, table_options=options)
-
     def _generator(self, fields: int) -> FeatureGenerator | DenseGenerator:
         made = FeatureGenerator(
             fields,

@@ -176,7 +176,7 @@ class UserEncoder(nn.Module):
         return states.float()
 
 
-def info_nce(
+def sampled_info_nce(
     predicted: Tensor, target: Tensor, negatives: Tensor, scale: Tensor | float, dup_threshold: float = 0.99
 ) -> tuple[Tensor, Tensor]:
     """Return the mean loss of P predictions, and how many negatives each one met on average.

@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.errors import nearest
-from workingpapers.methods.recommenders.hllm_encoders import PROMPT, ItemEncoder, UserEncoder, info_nce
+from workingpapers.methods.recommenders.hllm_encoders import PROMPT, ItemEncoder, UserEncoder, sampled_info_nce
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HEADS = ("generative", "early", "late")
 MAX_LOG_SCALE = math.log(100)
+# What a network is made with beside models and tokenizer, and saved with.
+OPTIONS = (
+    *("head", "pooling", "prompt", "max_length", "packed", "max_history", "num_negatives", "dup_threshold"),
+    *("temperature", "generative_weight", "adapter", "freeze_item", "freeze_user"),
+)
 
 
 class HLLMNetwork(nn.Module):
@@ -35,7 +40,7 @@ class HLLMNetwork(nn.Module):
         max_history: the most items that the user model reads (50, as published for books; 10 for videos).
         num_negatives: N, drawn for each batch (512, as published); None takes the batch's own items, which costs no
             further texts, but holds down what is popular.
-        dup_threshold: see `info_nce`.
+        dup_threshold: see `sampled_info_nce`.
         temperature: e^-g at the start (0.07, as published), from 0.01 to 1.
         generative_weight: lambda of the heads that rank (1; the published value is not known).
         adapter: whether a linear layer maps item vectors to the user model's; None adds it where the widths differ.
@@ -76,21 +81,8 @@ class HLLMNetwork(nn.Module):
         freeze_user: bool = False,
     ) -> None:
         super().__init__()
-        self.options: dict[str, Any] = {
-            "head": head,
-            "pooling": pooling,
-            "prompt": prompt,
-            "max_length": max_length,
-            "packed": packed,
-            "max_history": max_history,
-            "num_negatives": num_negatives,
-            "dup_threshold": dup_threshold,
-            "temperature": temperature,
-            "generative_weight": generative_weight,
-            "adapter": adapter,
-            "freeze_item": freeze_item,
-            "freeze_user": freeze_user,
-        }
+        given = locals()
+        self.options: dict[str, Any] = {name: given[name] for name in OPTIONS}
         self._check_options()
         if item_lm is user_lm or getattr(item_lm, "base_model", 0) is getattr(user_lm, "base_model", 1):
             raise ValueError("item_lm and user_lm are one object; give copy.deepcopy of it for the second")
@@ -100,18 +92,10 @@ class HLLMNetwork(nn.Module):
             item_lm, tokenizer, pooling=pooling, prompt=prompt, max_length=max_length, packed=packed
         )
         self.user = UserEncoder(user_lm, max_history)
-        narrow, wide = self.item.width, self.user.width
-        needed = narrow != wide
-        if adapter is False and needed:
-            raise ValueError(f"item vectors have {narrow} numbers and user_lm takes {wide}: an adapter is needed")
-        self.adapter = nn.Linear(narrow, wide) if adapter or needed else nn.Identity()
-        self.register_buffer("index", torch.zeros(0, wide))
+        self.adapter = self._adapter(adapter)
+        self.register_buffer("index", torch.zeros(0, self.user.width))
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-        if head == "early":
-            self.out: nn.Module = nn.Linear(wide, 1)
-        elif head == "late":
-            self.user_slot = nn.Parameter(torch.randn(wide) * 0.02)
-            self.out = nn.Sequential(nn.Linear(3 * wide, wide), nn.ReLU(), nn.Linear(wide, 1))
+        self._add_head(self.user.width)
         if freeze_item:
             self.freeze_items()
         if freeze_user:
@@ -130,6 +114,19 @@ class HLLMNetwork(nn.Module):
                 f"dup_threshold is {o['dup_threshold']!r} and temperature {o['temperature']!r}; "
                 "they must lie between 0 and 1, and from 0.01 to 1"
             )
+
+    def _adapter(self, wanted: bool | None) -> nn.Module:
+        narrow, wide = self.item.width, self.user.width
+        if wanted is False and narrow != wide:
+            raise ValueError(f"item vectors have {narrow} numbers and user_lm takes {wide}: an adapter is needed")
+        return nn.Linear(narrow, wide) if wanted or narrow != wide else nn.Identity()
+
+    def _add_head(self, width: int) -> None:
+        if self.head == "early":
+            self.out: nn.Module = nn.Linear(width, 1)
+        elif self.head == "late":
+            self.user_slot = nn.Parameter(torch.randn(width) * 0.02)
+            self.out = nn.Sequential(nn.Linear(3 * width, width), nn.ReLU(), nn.Linear(width, 1))
 
     def freeze_items(self) -> None:
         """Keep the item model as it is from now on, so that a longer `fit` of the user model encodes each item once."""
@@ -193,7 +190,9 @@ class HLLMNetwork(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of states (B, n-1, d), each of which predicts the next of the vectors e (B, n, d)."""
         valid = real[:, 1:]
-        found, kept = info_nce(states[valid], e[:, 1:][valid], negatives, self.log_scale.exp(), self.dup_threshold)
+        found, kept = sampled_info_nce(
+            states[valid], e[:, 1:][valid], negatives, self.log_scale.exp(), self.dup_threshold
+        )
         return found, {"generative": found.detach(), "negatives": kept}
 
     def _ranked(self, e: Tensor, real: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ from workingpapers.methods.recommenders.sequences import Log, padded
 Masking = Literal["cfm", "rfm", "none"]
 
 
-def info_nce(
+def in_batch_info_nce(
     a: Tensor, b: Tensor, temperature: float, *, log_q: Tensor | None = None, ids: Tensor | None = None
 ) -> Tensor:
     """Return the mean cross-entropy of finding row i of b by row i of a, by cosine.
@@ -234,13 +234,13 @@ class TwoTowerSSL(nn.Module):
         """Return the loss of pairs of a history (B, L), as ids, and the position of what came next, (B,)."""
         log_q = torch.log(self.counts[targets].clamp(min=1) / self.counts.sum()).float()
         items = self.item_tower(self._rows(targets))
-        return info_nce(self.query_tower(ids), items, self.temperature, log_q=log_q, ids=targets)
+        return in_batch_info_nce(self.query_tower(ids), items, self.temperature, log_q=log_q, ids=targets)
 
     def ssl_loss(self, items: Tensor) -> Tensor:
         """Return the auxiliary loss of items (B,), by position."""
         rows = self._rows(items)
         a, b = (self.item_tower(self._thinned(rows), hidden) for hidden in self.masker.sample())
-        return info_nce(a, b, self.ssl_temperature, ids=items)
+        return in_batch_info_nce(a, b, self.ssl_temperature, ids=items)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Return the whole loss of histories (B, L) and of what came next (B, 1), both as ids."""

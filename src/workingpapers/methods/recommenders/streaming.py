@@ -7,6 +7,7 @@ What the operating system holds of that file in memory it takes back when others
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,14 @@ class StoredRows:
             file.write(np.ascontiguousarray(array).data)
         self.rows += len(rows)
 
-    def read(self) -> tuple[Rows, Tensor]:
-        """Return the rows and their labels (N,), memory-mapped; nothing can be written after."""
+    def close(self) -> None:
+        """Close the files; closing twice does nothing."""
         for file in self.files.values():
             file.close()
+
+    def read(self) -> tuple[Rows, Tensor]:
+        """Return the rows and their labels (N,), memory-mapped; nothing can be written after."""
+        self.close()
         ids, numbers, *lists, labels = (self._mapped(name) for name in self.widths)
         return Rows(ids, numbers, dict(zip(self.names, lists, strict=True))), labels.squeeze(1)
 
@@ -131,11 +136,11 @@ def store(
         validation: chance of a row to be drawn.
         seed: of the draw.
     """
-    kept, held = StoredRows(folder / "train", schema), StoredRows(folder / "valid", schema)
     rng = np.random.default_rng(seed)
-    for table, labels in labelled(parquet_batches(path), label):
-        rows, targets = schema.encode(table), np.searchsorted(classes, labels)
-        drawn = rng.random(len(rows)) < validation
-        for part, chosen in ((kept, ~drawn), (held, drawn)):
-            part.write(rows[torch.from_numpy(np.flatnonzero(chosen))], targets[chosen])
-    return kept.read(), held.read()
+    with closing(StoredRows(folder / "train", schema)) as kept, closing(StoredRows(folder / "valid", schema)) as held:
+        for table, labels in labelled(parquet_batches(path), label):
+            rows, targets = schema.encode(table), np.searchsorted(classes, labels)
+            drawn = rng.random(len(rows)) < validation
+            for part, chosen in ((kept, ~drawn), (held, drawn)):
+                part.write(rows[torch.from_numpy(np.flatnonzero(chosen))], targets[chosen])
+        return kept.read(), held.read()

@@ -126,63 +126,76 @@ def train(
     Raises:
         ValueError: no rows, or a loss that is not finite.
     """
-    from accelerate import Accelerator
-
     if not len(rows):
         raise ValueError("there are no rows to train on")
-    accelerator = Accelerator()
-    made = optimizers(model, plan)
-    prepared, *made = accelerator.prepare(model, *made)
+    steps, targets = _Steps(model, plan), labels.float()
     generator = torch.Generator().manual_seed(seed)
     history, best = History([], [], 0), (-np.inf, -np.inf)
     kept: dict[str, Any] | None = None
-    targets = labels.float()
-    penalty: Callable[[], Tensor | float] = getattr(model, "penalty", lambda: 0.0)
-    tables = [module for module in model.modules() if isinstance(module, Table)]
     for epoch in range(plan.max_epochs):
         if before_epoch is not None:
             before_epoch(epoch)
-        prepared.train()
-        total = torch.zeros((), device=accelerator.device)
-        for index in shuffled(len(rows), plan.batch_size, generator):
-            share = index[accelerator.process_index :: accelerator.num_processes]
-            if not len(share):  # the last batch may be smaller than the number of processes
-                share = index[:1]
-            loss = F.binary_cross_entropy_with_logits(
-                prepared(rows[share].to(accelerator.device)), targets[share].to(accelerator.device)
-            )
-            total += loss.detach() * len(index)
-            loss = loss + penalty()
-            for optimizer in made:
-                optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(loss)
-            for optimizer in made:
-                optimizer.step()
-            for table in tables:
-                table.after_step()
-        mean = float(total) / len(rows)
+        mean = steps.epoch(rows, targets, shuffled(len(rows), plan.batch_size, generator))
         if not np.isfinite(mean):
             raise ValueError(f"the loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate")
         history.loss.append(mean)
         if valid is None:
+            history = History(history.loss, history.auc, epoch)
             continue
-        logits = predict(model, valid[0])
-        history.auc.append(auc(valid[1].numpy(), logits))
-        reached = (
-            history.auc[-1],
-            -float(F.binary_cross_entropy_with_logits(torch.from_numpy(logits), valid[1].float())),
-        )
-        if reached > best:  # of equal AUCs the smaller loss
+        reached = _reached(model, *valid)
+        history.auc.append(reached[0])
+        if reached > best:
             best, kept = reached, copy.deepcopy(model.state_dict())
             history = History(history.loss, history.auc, epoch)
         elif epoch - history.best >= plan.patience:
             break
     if kept is not None:
         model.load_state_dict(kept)
-    else:
-        history = History(history.loss, history.auc, len(history.loss) - 1)
     model.eval()
     return history
+
+
+class _Steps:
+    """A model and its optimisers, in all processes there are."""
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        from accelerate import Accelerator
+
+        self._processes = Accelerator()
+        self._model, *self._optimizers = self._processes.prepare(model, *optimizers(model, plan))
+        self._penalty: Callable[[], Tensor | float] = getattr(model, "penalty", lambda: 0.0)
+        self._tables = [module for module in model.modules() if isinstance(module, Table)]
+
+    def epoch(self, rows: Rows, targets: Tensor, batches: Iterator[Tensor]) -> float:
+        """Train on batches, given as numbers of rows, and return the mean loss."""
+        self._model.train()
+        device, count = self._processes.device, self._processes.num_processes
+        total = torch.zeros((), device=device)
+        for index in batches:
+            share = index[self._processes.process_index :: count]
+            if not len(share):  # the last batch may be smaller than the number of processes
+                share = index[:1]
+            total += self._step(rows[share].to(device), targets[share].to(device)) * len(index)
+        return float(total) / len(rows)
+
+    def _step(self, rows: Rows, targets: Tensor) -> Tensor:
+        """Return the loss of a batch, without penalties, before its step."""
+        loss = F.binary_cross_entropy_with_logits(self._model(rows), targets)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self._processes.backward(loss + self._penalty())
+        for optimizer in self._optimizers:
+            optimizer.step()
+        for table in self._tables:
+            table.after_step()
+        return loss.detach()
+
+
+def _reached(model: nn.Module, rows: Rows, labels: Tensor) -> tuple[float, float]:
+    """Return the AUC and the negative loss, by which of equal AUCs that with the smaller loss is the better."""
+    logits = predict(model, rows)
+    loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), labels.float())
+    return auc(labels.numpy(), logits), -float(loss)
 
 
 @torch.inference_mode()

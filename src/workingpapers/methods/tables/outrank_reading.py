@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workingpapers.errors import UserError, unknown_name, unreadable
+from workingpapers.errors import TABLES, UserError, existing_file, table_kind, unknown_name, unreadable
 
 
 def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
@@ -20,17 +21,13 @@ def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
         UserError: a file that is missing, cut off or of another format, columns that repeat, rows of more values than
             the header has names, or no such label.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
-    if kind not in (".csv", ".tsv", ".parquet"):
-        raise UserError(f"{path} is no .csv, .tsv or .parquet file.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; a file is needed.")
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.")
+    kind = table_kind(path)
+    if not kind:
+        raise UserError(f"{path} is no {', '.join(TABLES[:-1])} or {TABLES[-1]} file.")
+    path = existing_file(path)
     try:
         yield from _parquet(path, label, size) if kind == ".parquet" else _text(path, label, size, kind)
-    except (OSError, EOFError, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
         if isinstance(error, UserError):
             raise
         raise unreadable(path, error) from error

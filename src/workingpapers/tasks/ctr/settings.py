@@ -20,6 +20,12 @@ BUDGETS = (50, 30, 10)  # of memory, in percent of a full table
 CALIBRATION = Metric("calibration", False, "%", 1.0, "How far the sum of predicted probabilities is from the clicks.")
 
 
+def _check(conditions: Conditions) -> None:
+    from workingpapers.data.impressions import check_impressions
+
+    check_impressions(conditions.data, conditions.label)
+
+
 def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     from workingpapers.tasks.ctr.examples import prepare
 
@@ -86,6 +92,7 @@ def _setting(name: str, title: str, **changes: Any) -> Setting:
         "prepare": _prepare,
         "load": _load,
         "measure": _clicks,
+        "check": _check,
     }
     return Setting(name=name, title=title, **usual | changes)
 

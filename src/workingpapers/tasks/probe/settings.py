@@ -72,6 +72,12 @@ def _label_efficiency(fit: Callable[[Any], Any], problem: Problem, context: Cont
     }
 
 
+def _prepare_unseen(conditions: Conditions, entries: list[Entry]) -> Prepared:
+    from workingpapers.tasks.probe.unseen import prepare
+
+    return prepare(conditions, entries)
+
+
 def _unseen(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
     from workingpapers.tasks.probe.unseen import measure
 
@@ -158,6 +164,7 @@ task = Task(
                 Metric("accuracy", True, "%", 0.5, ACCURACY.about),
                 Metric("unseen-accuracy", True, "%", 0.5, "Accuracy on the classes that training never saw."),
             ),
+            prepare=_prepare_unseen,
             measure=_unseen,
         ),
         _frozen(

@@ -7,12 +7,44 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.tasks.probe.baselines import tuned_logistic_regression
 from workingpapers.tasks.probe.settings import task
-from workingpapers.tasks.protocol import Context
+from workingpapers.tasks.protocol import Conditions, Context, Entry, Prepared
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from workingpapers.tasks.probe.examples import Examples, Problem
 
 OBSERVED = 0.4  # share of the classes that training sees
+
+
+def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
+    """Compute and cache the features that the entries need, of data that this setting can use.
+
+    Raises:
+        UserError: data or model cannot be used.
+    """
+    from workingpapers.tasks.probe import examples
+
+    data = examples.pool(conditions)
+    _check(data.labels, data.label_distances)
+    return examples.prepare(conditions, entries)
+
+
+def _check(labels: NDArray[np.int64], distances: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    import numpy as np
+
+    from workingpapers.errors import UserError
+
+    if distances is None:
+        raise UserError(
+            "This setting needs distances between the classes; of the known data sets rotated-digits and "
+            "openmoji-subgroups have them."
+        )
+    present = len(np.unique(labels))
+    if present < 5:
+        raise UserError(f"This setting needs at least five classes; the data set has {present}.")
+    return distances
 
 
 def measure(fit: Callable[[Any], Any], problem: Problem, seed: int) -> dict[str, float]:
@@ -23,17 +55,9 @@ def measure(fit: Callable[[Any], Any], problem: Problem, seed: int) -> dict[str,
     """
     import numpy as np
 
-    from workingpapers.errors import UserError
-
-    train, distances = problem.train, problem.train.distances
-    if distances is None:
-        raise UserError(
-            "This setting needs distances between the classes; of the known data sets rotated-digits and "
-            "openmoji-subgroups have them."
-        )
+    train = problem.train
+    distances = _check(train.y, train.distances)
     present = np.unique(train.y)
-    if len(present) < 5:
-        raise UserError(f"This setting needs at least five classes; the data set has {len(present)}.")
     count = max(2, round(OBSERVED * len(present)))
     observed = np.random.default_rng([seed, 2]).permutation(present)[:count]
     model = fit(train.take(np.flatnonzero(np.isin(train.y, observed))))

@@ -2,7 +2,7 @@
 
     movielens           films that people gave four stars or more; needs no network
     movielens-100k      the same of an older sample; from the package recbole, or downloaded once
-    taken.parquet       a CSV or Parquet table of the user's, with the columns user, item and time
+    taken.parquet       a CSV, TSV (either also .gz) or Parquet table with the columns user, item and time
     mydata:load         a function of a module, called without arguments, that returns such a table (pandas)
 
 All other columns of a user's table describe the item, by the first of its rows that has a value: numbers; categories;
@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workingpapers.data.impressions import LIKED, called, existing_file, fingerprint, packaged_table
-from workingpapers.errors import UserError, unknown_name
+from workingpapers.data.impressions import called, fingerprint
+from workingpapers.data.packaged_impressions import LIKED, packaged_table
+from workingpapers.errors import UserError, existing_file, table_kind, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 USER, ITEM, TIME = "user", "item", "time"
 NAMES = ("movielens", "movielens-100k")
 FEWEST = 5  # people who must have liked a film of MovieLens
-FORMS = "Other logs: a .csv or .parquet file with the columns user, item and time, or package.module:function."
+FORMS = (
+    "Other logs: a .csv, .tsv (either also .gz) or .parquet file with the columns user, item and time, or "
+    "package.module:function."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ def load_log(name: str, label: str = "label") -> NamedLog:
     if name in NAMES:
         return movielens(name)
     path = Path(name).expanduser()
-    if path.suffix.lower() in (".csv", ".parquet"):
+    if table_kind(path):
         from workingpapers.data.tables import read_table
 
         return from_table(read_table(existing_file(name), label), name, label)
