@@ -131,13 +131,17 @@ def test_needs_neighbours_that_score_alike():
 
 def counted(monkeypatch, sampled, attention, *arguments, **options):
     """Return how many scores a call computes: visible pairs, and those of `sampled` queries in searches."""
-    entries, attend, take = [], hip.fused_attention, gathering.Rows.take
+    entries, attend, attend_biased, take = [], hip.fused_attention, hip.trainable_attention, gathering.Rows.take
 
-    def count_attend(q, k, v, *, causal=False, scale=None, mask=None):
+    def count_attend(q, k, v, *, causal, scale):
+        assert causal
         seen = torch.ones(len(q), q.shape[1], q.shape[2], k.shape[2], dtype=torch.bool)
-        seen = seen.tril(k.shape[2] - q.shape[2]) if causal else seen
-        entries.append(int((seen if mask is None else seen & (mask == 0)).sum()))
-        return attend(q, k, v, causal=causal, scale=scale, mask=mask)
+        entries.append(int(seen.tril(k.shape[2] - q.shape[2]).sum()))
+        return attend(q, k, v, causal=causal, scale=scale)
+
+    def count_biased(q, k, v, scale, *, bias):
+        entries.append(int((bias == 0).expand(len(q), q.shape[1], q.shape[2], k.shape[2]).sum()))
+        return attend_biased(q, k, v, scale, bias=bias)
 
     def count_take(self, places):
         if not torch.is_grad_enabled():  # the search, each of whose keys meets every sampled query
@@ -145,6 +149,7 @@ def counted(monkeypatch, sampled, attention, *arguments, **options):
         return take(self, places)
 
     monkeypatch.setattr(hip, "fused_attention", count_attend)
+    monkeypatch.setattr(hip, "trainable_attention", count_biased)
     monkeypatch.setattr(gathering.Rows, "take", count_take)
     attention(*arguments, **options)
     monkeypatch.undo()

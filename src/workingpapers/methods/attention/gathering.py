@@ -13,18 +13,18 @@ class Rows:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
-        self.room = x.new_empty(0)
+        self.row = x.shape[1:]
+        self.room = x.new_empty(0, *self.row)
 
     def take(self, places: Tensor) -> Tensor:
         """Return the rows at places (*), (*, ...); without gradients they are valid until the next call."""
-        if torch.is_grad_enabled() and self.x.requires_grad:
+        if self.x.requires_grad and torch.is_grad_enabled():
             return self.x[places]
-        row = self.x.shape[1:]
-        size = places.numel() * row.numel()
-        if self.room.numel() < size:  # new memory each time would cost more than what is done in it
-            self.room = self.x.new_empty(size)
-        room = self.room[:size].view(places.numel(), *row)
-        return torch.index_select(self.x, 0, places.flatten(), out=room).view(*places.shape, *row)
+        count = places.numel()
+        if len(self.room) < count:  # new memory each time would cost more than what is done in it
+            self.room = self.x.new_empty(count, *self.row)
+        taken = torch.index_select(self.x, 0, places.reshape(-1), out=self.room[:count])
+        return taken.view(*places.shape, *self.row)
 
 
 class Vectors:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs
-from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.fused import fused_attention, trainable_attention
 from workingpapers.methods.attention.gathering import Vectors, split
 from workingpapers.methods.attention.padding import real_pieces, unseen
 from workingpapers.methods.attention.parallel import each
@@ -187,6 +187,7 @@ class HiPAttention:
         self, q: Tensor, k: Tensor, v: Tensor, run: _Run, found: Tensor, scale: float | None
     ) -> tuple[Tensor, Tensor]:
         """Attend with the queries of a run: (B, H, run, d_v) and (B, H, run)."""
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
         keys, values = Vectors(k, q.shape[1]), Vectors(v, q.shape[1])
         near, bias = self._window(run, k.shape[2] - q.shape[2], q)
         queries, owner, number = run.blocks(q)
@@ -199,8 +200,8 @@ class HiPAttention:
             found = []
             for some, k_places, v_places, numbers in split(keys.chunk(tokens.shape[1]), blocks, *places, at):
                 key, value = (x.take(at)[:, None] for x, at in zip(readers, (k_places, v_places), strict=True))
-                mask = bias if len(bias) == 1 else bias[numbers]
-                found.append(fused_attention(some, key, value, scale=scale, mask=mask))
+                hidden = bias if len(bias) == 1 else bias[numbers]
+                found.append(trainable_attention(some, key, value, scale, bias=hidden))
             out, lse = zip(*found, strict=True)
             return torch.cat(out), torch.cat(lse)
 

@@ -5,7 +5,7 @@ the keys from a up to themselves, and what they see before a is the same for the
 by fused kernels, and merges them by their log-sum-exps; they must not overlap:
 
     local     the last n keys before a, and the own block       overlapping views of the keys, one mask for all blocks
-    shared    single keys that all blocks see                   one copy of them for all blocks
+    shared    single keys that all blocks see, or some          one copy of them for all blocks
     listed    runs of keys, by a list for each block            gathered
 
 Time is that of the scores and of some copying and merging, memory is linear in T. `Lines` and `Blocks` are two ways to
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workingpapers.methods.attention.common import causal_mask, merge
-from workingpapers.methods.attention.fused import EVEN, fused_attention
+from workingpapers.methods.attention.fused import EVEN, fused_attention, trainable_attention
 from workingpapers.methods.attention.gathering import Rows
 from workingpapers.methods.attention.parallel import each
 
@@ -78,11 +78,17 @@ class Cut:
             found = merge(*found, *earlier)
         return found[0].view(head, 1, self.size, -1), found[1].view(head, 1, self.size)
 
-    def shared(self, columns: Tensor) -> None:
-        """See the keys at `columns` (n,): all blocks as one, for the kernel likes many queries."""
-        keys, values = (x[columns][None, None] for x in (self.k, self.v))
-        out, lse = fused_attention(self.q.view(1, 1, -1, self.q.shape[-1]), keys, values, scale=self.scale)
-        self._add(out.view(self.count, 1, self.size, -1), lse.view(self.count, 1, self.size))
+    def shared(self, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> None:
+        """See keys (n, d) with values (n, d_v), each block all of them or those in its row of `seen` (N, n)."""
+        if len(keys) == 0:
+            return
+        keys, values = keys[None, None], values[None, None]
+        if seen is None:  # all blocks as one, for the kernel likes many queries
+            out, lse = fused_attention(self.q.view(1, 1, -1, self.q.shape[-1]), keys, values, scale=self.scale)
+            self._add(out.view(self.count, 1, self.size, -1), lse.view(self.count, 1, self.size))
+        else:
+            keys, values = (x.expand(self.count, -1, -1, -1) for x in (keys, values))
+            self._add(*fused_attention(self.q, keys, values, scale=self.scale, mask=seen[:, None, None]))
 
     def listed(self, runs: Tensor, size: int) -> None:
         """See the keys i size .. (i + 1) size - 1 for each i in a block's row of `runs` (N, n), where -1 is none."""
@@ -90,17 +96,20 @@ class Cut:
         if runs.numel() == 0 or end == 0:
             return
         stores = [(x.shape[1], Rows(x[:end].reshape(end // size, size * x.shape[1]))) for x in (self.k, self.v)]
+        seen, bias = runs >= 0, None
+        blind = ~seen.any(dim=1)
+        if not bool(seen.all()):  # blocks that see nothing attend to anything, and what they find counts nothing
+            hidden = ~(seen | blind[:, None]).repeat_interleave(size, dim=1)[:, None, None]
+            bias = self.q.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
         room = GATHERED if self.k.device.type == "cpu" else 64 * GATHERED
-        step, parts = max(1, room // (runs.shape[1] * size)), []
-        for queries, here, seen in zip(*(torch.split(x, step) for x in (self.q, runs, runs >= 0)), strict=True):
-            mask = None
-            if not bool(seen.all()):
-                used = seen.any(dim=0)
-                here, seen = here[:, used].clamp(min=0), seen[:, used]
-                mask = seen.repeat_interleave(size, dim=1)[:, None, None]
-            keys, values = (x.take(here).view(len(here), 1, here.shape[1] * size, width) for width, x in stores)
-            parts.append(fused_attention(queries, keys, values, scale=self.scale, mask=mask))
-        self._add(*_joined(parts))
+        step, places, parts = max(1, room // (runs.shape[1] * size)), runs.clamp(min=0), []
+        for start in range(0, self.count, step):
+            some = slice(start, start + step)
+            keys, values = (x.take(places[some]).view(-1, 1, runs.shape[1] * size, width) for width, x in stores)
+            some_bias = None if bias is None else bias[some]
+            parts.append(trainable_attention(self.q[some], keys, values, self.scale, bias=some_bias))
+        out, lse = _joined(parts)
+        self._add(out, lse.masked_fill(blind[:, None, None], -torch.inf))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return out (T_q, d_v) and lse (T_q,) of all parts together."""
@@ -187,18 +196,19 @@ class Lines:
         shown = self._shown(len(k), block_size)
         reach = int(shown[1:].long().cumprod(0).sum())  # what is shown right before a block
         far = shown[reach + 1 :].nonzero().flatten() + reach + 1
+        columns = self.columns[self.columns < len(k)]
+        keys, values = k[columns], v[columns]
+        alone = torch.ones(len(k), dtype=torch.bool, device=k.device).index_fill(0, columns, False)
 
         def look(cut: Cut) -> None:
             starts = cut.blocks * block_size
-            alone = self._alone(starts, shown)
-            common, some = alone.all(dim=0), alone.any(dim=0)
             cut.local(reach)
-            if bool(common.any()):
-                cut.shared(self.columns[common])
-            single = some & ~common
-            columns = self.columns[single].masked_fill(~alone[:, single], -1)
-            diagonals = (starts[:, None] - far[far <= starts[-1]]).clamp(min=-1)
-            cut.listed(torch.cat([columns, diagonals], dim=1), 1)
+            all_see, some_see = torch.searchsorted(columns, starts[[0, -1]] - reach).tolist()
+            cut.shared(keys[:all_see], values[:all_see])
+            some = slice(all_see, some_see)
+            cut.shared(keys[some], values[some], columns[some] < starts[:, None] - reach)
+            places = (starts[:, None] - far[far <= starts[-1]]).clamp(min=-1)
+            cut.listed(places.masked_fill(~alone[places], -1), 1)
 
         return _by_rows(q, k, v, block_size, scale, look)
 
@@ -255,9 +265,14 @@ class Blocks:
         """Return out (T_q, d_v) and lse (T_q,) for one head, see `Cut`."""
 
         def look(cut: Cut) -> None:
-            rows = self.rows[cut.blocks]
+            rows, own = self.rows[cut.blocks], cut.blocks[:, None]
+            earlier = rows.masked_fill(rows == own, -1).sort(dim=1, descending=True).values
+            count = (earlier >= 0).sum(dim=1)
+            if bool((count == cut.blocks).all()):  # every block sees all before it
+                cut.local(int(cut.blocks[-1]) * block_size)
+                return
             cut.local(0)
-            cut.listed(rows.masked_fill(rows == cut.blocks[:, None], -1), block_size)
+            cut.listed(earlier[:, : int(count.max())], block_size)
 
         return _by_rows(q, k, v, block_size, scale, look)
 

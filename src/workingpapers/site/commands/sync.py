@@ -108,7 +108,8 @@ class _Shown:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:  # else it would leave an empty line
+            self._progress.stop()
 
     def update(self, name: str, words: str, done: int, total: int | None) -> None:
         """Take in how far something is."""
@@ -116,5 +117,5 @@ class _Shown:
         if task is None:
             task = self._tasks[name] = self._progress.add_task(name, total=None)
         self._progress.update(task, description=f"{name}  {words}", completed=done, total=total)
-        if time.monotonic() - self._begin > _QUIET:
+        if time.monotonic() - self._begin > _QUIET and self._progress.console.is_terminal:
             self._progress.start()
