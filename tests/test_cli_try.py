@@ -9,11 +9,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import demo
 import psutil
 import pytest
 from click.testing import CliRunner
 
-from workingpapers.cli import main
+from workingpapers.cli import _Live, main
+from workingpapers.runs.execute import Progress
 from workingpapers.runs.leaderboard import leaderboards
 from workingpapers.runs.store import Store
 
@@ -75,6 +77,15 @@ def test_the_leaderboard_goes_to_stdout_and_progress_to_stderr(store):
     assert "9 of 9 runs are in the store already" in again.stderr
     shown = papers("leaderboard", TASK, store=store)
     assert shown.stdout.strip() == first.stdout.strip()
+
+
+def test_progress_tells_how_long_a_run_took_its_measurement_included(capsys):
+    done = demo.run("knn", 0)
+    done.measured.update(fit_seconds=0.1, predict_seconds=2.0)
+    with _Live() as live:
+        live.update(Progress(done, (), 1, (), ()))
+        live.update(Progress(done, (done,), 1, (), ()))
+    assert "1/1 knn, seed 0: 2.1 s" in capsys.readouterr().err
 
 
 def test_failures_are_shown_and_some_success_is_success(store):

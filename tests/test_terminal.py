@@ -1,7 +1,7 @@
 """What the commands print on terminals of some width, as opposed to what they print into a pipe."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import demo
 import pytest
@@ -112,6 +112,13 @@ def test_a_wide_leaderboard_shows_everything(printed, board):
     assert "ValueError: [nothing] to fit" in lines[-1]
     assert not any("not shown" in line for line in lines)
     assert any(" – " in line for line in lines)  # the entry without probabilities has no calibration error
+
+
+def test_what_no_entry_measured_has_no_column(printed, board):
+    rows = [replace(row, values={m: v for m, v in row.values.items() if m != "macro-f1"}) for row in board.rows]
+    lines = printed(200, lambda: terminal.show_leaderboard(replace(board, rows=rows)))
+    assert "macro-f1" not in lines[0]
+    assert "calibration error" in lines[0]
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])

@@ -311,7 +311,8 @@ class _Live:
         for run in progress.runs:
             if run.key not in self._seen:
                 self._seen.add(run.key)
-                result = f"{run.measured['fit_seconds']:.1f} s" if run.status == "ok" else f"{run.status}: {run.error}"
+                took = run.measured.get("fit_seconds", 0.0) + run.measured.get("predict_seconds", 0.0)
+                result = f"{took:.1f} s" if run.status == "ok" else f"{run.status}: {run.error}"
                 said = "".join(f" ({remark})" for remark in run.settings.get("remarks", ()))
                 self._terminal.say(f"{len(self._seen)}/{progress.total} {run.entry}, seed {run.seed}: {result}{said}")
 

@@ -163,7 +163,8 @@ def show_leaderboard(board: Leaderboard, width: int | None = None) -> Renderable
             takes the width of standard output.
     """
     metric = board.metric
-    others = [m for m in board.setting.metrics if m.name != metric.name]
+    measured = {name for row in board.rows for name in row.values}
+    others = [m for m in board.setting.metrics if m.name != metric.name and m.name in measured]
     names = [_head(m) for m in others]
     heads = ["entry", _head(metric), "vs baseline", "verdict", *names, "fit s", "memory MB", "parameters"]
     ranked = [row for row in board.rows if metric.name in row.values]

@@ -173,6 +173,17 @@ def test_curves_are_means_over_seeds_without_what_is_not_finite():
     assert plot.curve_plot(board(run("base", curves=broken)), "loss") is None
 
 
+def test_a_curves_axes_are_what_its_name_says():
+    for name, said in {
+        "AUC by memory (% of the full table)": {"AUC", "memory (% of the full table)"},
+        "loss": {"loss", "step, as the entry counts it"},
+    }.items():
+        made = plot.curve_plot(board(run("base", curves={name: [(10, 1.0), (30, 2.0), (50, 3.0)]})), name)
+        assert said <= set(words(made.svg))
+        assert {"10", "20", "50"} <= set(words(made.svg))  # round numbers
+        assert made.title == name[:1].upper() + name[1:]
+
+
 def test_long_curves_are_thinned_out_and_keep_their_ends():
     curve = {"loss": [(step, 1 / (1 + step)) for step in range(10_000)]}
     many = [r for name in "abcdefgh" for r in seeds(name, 50.0, 51.0, 52.0, curves=curve)]

@@ -213,6 +213,14 @@ def test_all_entries_compare_the_same_pairs(trials):
     assert context.curves["validation AUC by epoch"][1] == (2.0, 90.0 if trials > 1 else 70.0)
 
 
+@pytest.mark.parametrize(("rows", "size"), [(100, 32), (2_000, 100), (15_000, 512)])
+def test_a_small_table_is_trained_on_in_small_steps(rows, size):
+    Recorder.made.clear()
+    train = Examples(pd.DataFrame({"a": np.arange(rows)}), np.arange(rows) % 2, {"a": "numeric"})
+    tuned(train, Context(5, Budget("quick", train=rows, test=10, epochs=7, trials=1)), Recorder)
+    assert [made.options["batch_size"] for made in Recorder.made] == [size]
+
+
 def test_boosted_trees_use_sets_of_values_and_stop_by_validation():
     pytest.importorskip("lightgbm")
     rng = np.random.default_rng(0)

@@ -170,7 +170,7 @@ def curve_plot(board: Leaderboard, name: str, index: int = 0) -> Plot | None:
 
     Args:
         board: the leaderboard; of more than eight entries the eight best ranked are shown.
-        name: of the curve.
+        name: of the curve, as in "loss by epoch": what stands after "by" is what x counts.
         index: makes the plot's ids its own on a page with several curves.
     """
     curves = {row.entry: _averaged(board, row.entry, name) for row in board.rows}
@@ -190,13 +190,15 @@ def curve_plot(board: Leaderboard, name: str, index: int = 0) -> Plot | None:
             ends.append((xs[-1], means[-1], entry, colour))
         axes.set_ylim(low, high)
         axes.margins(x=0.02)
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=all(x % 1 == 0 for c in shown.values() for x in c)))
+        whole = all(x % 1 == 0 for curve in shown.values() for x in curve)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=whole))
         axes.grid(axis="y", color=_RULE, linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.set_xlabel("step, as the entry counts it")
-        axes.set_ylabel(_short(name))
+        what, _, along = name.partition(" by ")
+        axes.set_xlabel(along or "step, as the entry counts it")
+        axes.set_ylabel(_short(what))
         _label_ends(figure, axes, ends)
-        heading = f"learning curve: {name}"
+        heading = name
         said = "; ".join(f"{entry} ends at {y:.3g}" for _, y, entry, _ in ends)
         svg = inline(figure, _VARIABLES, f"curve-{index}", heading, f"{said}.")
     parts = ["Mean over seeds; the band is its 95 % interval."]

@@ -50,7 +50,7 @@ def test_every_column_has_its_unit_and_something_in_it(client, names):
     heads = [html.unescape(head).replace("\u00a0", " ") for head in heads]
     metrics = ["accuracy, %", "vs baseline, points", "verdict", "macro-f1, %", "calibration error"]
     assert heads == ["entry", *metrics, "seeds", "fit, s", "predict, s", "memory, MB", "parameters"]
-    assert "differences within ± 0.5 points" in text
+    assert "differences within ±\u00a00.5 points" in text
     few = client.get(f"/leaderboards/{names['few-shotope']}").text
     for cells in zip(*(re.findall("<td.*?</td>", row, re.DOTALL) for row in few.split("<tr")[2:]), strict=True):
         assert any(re.sub("<.*?>", "", cell) for cell in cells)

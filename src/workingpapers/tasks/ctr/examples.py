@@ -27,7 +27,7 @@ FEWEST = 20  # clicks, and rows without, that a training part needs: two of each
 # Pairs of learning rate and weight decay, in the order in which trials take them.
 GRID = ((1e-3, 1e-4), (3e-3, 1e-4), (1e-3, 0.0), (3e-3, 0.0), (1e-3, 1e-3), (3e-3, 1e-3))
 VALIDATION = 0.1  # of the training rows
-BATCH = 512
+BATCH = 512  # rows, of a small table a twentieth: one step per epoch would train nothing
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def tuned(train: Examples, context: Context, kind: type[ClickClassifier], **opti
             kinds=train.kinds,
             learning_rate=rate,
             weight_decay=decay,
-            batch_size=BATCH,
+            batch_size=min(BATCH, max(32, len(train) // 20)),
             max_epochs=context.budget.epochs,
             patience=context.budget.epochs if train.every_epoch else 2,
             validation=VALIDATION,
