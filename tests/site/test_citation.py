@@ -112,3 +112,8 @@ def test_whatever_is_in_it_an_entry_can_be_read(title, authors, venue, doi):
     assert kind in ("misc", "inproceedings", "article")
     assert re.fullmatch(r"[A-Za-z0-9:.-]+", key)
     assert "title" in found
+
+
+@pytest.mark.parametrize(("venue", "year"), [("ICML 2026", "2026"), ("ICML", "2023"), ("arXiv 2021", "2023")])
+def test_the_year_is_that_of_the_venue_where_it_says_one(venue, year):
+    assert fields(bibtex(paper(venue=venue)))[2]["year"] == year

@@ -9,7 +9,7 @@ from sqlalchemy import func, insert, inspect, select, text
 
 from workingpapers.errors import UserError
 from workingpapers.runs.store import Run, Store
-from workingpapers.site.database import MIGRATIONS, among, insert_rows, open_database, rows, writing
+from workingpapers.site.database import MIGRATIONS, among, insert_rows, open_database, reading, rows, writing
 from workingpapers.site.schema import metadata, papers, signals, users
 
 
@@ -119,6 +119,21 @@ def test_two_writers_wait_for_each_other(database):
         thread.join()
     with database.connect() as connection:
         assert connection.execute(select(users.c.created)).scalar_one() == 80
+
+
+def test_a_connection_that_the_server_closed_is_replaced(postgres_database):
+    engine = open_database(postgres_database())
+    asked = text("SELECT pg_backend_pid()")
+    with engine.connect() as one:
+        with reading(engine) as two:
+            number = two.execute(asked).scalar_one()
+            assert not two.connection.driver_connection.info.transaction_status  # idle, as nothing was begun
+        with engine.connect() as again:
+            assert again.execute(asked).scalar_one() == number  # kept
+        assert one.execute(text("SELECT pg_terminate_backend(:number, 5000)"), {"number": number}).scalar_one()
+        with engine.connect() as other:
+            assert other.execute(asked).scalar_one() != number
+    engine.dispose()
 
 
 def test_a_newer_database_is_refused_and_left_alone(database):

@@ -43,7 +43,7 @@ def said(arguments):
     calls = {
         "found": ("search_papers", {"query": "moment probing", "has": ["method"], "limit": 3}),
         "shown": ("show_paper", {"paper": "moment-probing"}),
-        "by arxiv": ("show_paper", {"paper": "arXiv:2611.00001"}),
+        "by arxiv": ("show_paper", {"paper": "https://arxiv.org/abs/2611.00001v2"}),
         "trending": ("trending", {"period": "day", "date": "2026-11-25"}),
         "boards": ("leaderboard", {}),
         "used": ("how_to_use", {"paper": "moment-probing"}),

@@ -13,6 +13,7 @@ _JOURNAL = re.compile(
 _ACCENT = re.compile(r"\\(?=[&%#_$]|[\"'`^~=.]\{?[A-Za-z\\]|[cuvHkrbd]\{[A-Za-z]\})")
 _ACTS = re.compile(r"[{}$\\&%#_]")
 _MATHS = re.compile(r"\$[^$]*\$|\\[A-Za-z]+")
+_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _STOP = frozenset("a an and are as at by can do does for from how in is it of on or the to what when why with".split())
 
 
@@ -20,11 +21,12 @@ def bibtex(paper: Paper) -> str:
     """Return a paper's BibTeX entry, ready to paste."""
     preprint = not paper.venue or "arxiv" in paper.venue.lower()
     journal = not preprint and _JOURNAL.search(paper.venue)
+    said = _YEAR.search(paper.venue)  # in "ICML 2026", whatever year the preprint is of
     kind = "misc" if preprint else "article" if journal else "inproceedings"
     fields = {
         "title": f"{{{_tex(paper.title)}}}",  # a second pair of braces keeps the capitals
         "author": " and ".join(_name(author) for author in paper.authors),
-        "year": str(paper.year) if paper.year else "",
+        "year": said[0] if said and not preprint else str(paper.year or ""),
         "" if preprint else "journal" if journal else "booktitle": _tex(paper.venue),
         "eprint": paper.arxiv or "",
         "archivePrefix": "arXiv" if paper.arxiv else "",

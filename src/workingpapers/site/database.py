@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import select as descriptors
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +28,13 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 
 from workingpapers.errors import UserError
 from workingpapers.site.schema import metadata
 
 _WAIT_MS = 30_000  # that a writer waits for its turn
+_POOL = 10  # connections that are kept: a search takes two, and what is beyond is opened anew each time
 _MOST_PARAMETERS = 32_766  # of a statement; SQLite's limit, PostgreSQL's is twice that
 
 
@@ -73,13 +75,15 @@ def open_database(url: str) -> Engine:
             Path(place.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sqlalchemy.create_engine(
             place,
-            pool_pre_ping=place.get_backend_name() == "postgresql",
+            pool_size=_POOL,
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
             json_deserializer=msgspec.json.decode,
         )
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _set_up_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
+        else:
+            event.listen(engine, "checkout", _drop_if_closed)
         _migrate(engine, shown)
     except (SQLAlchemyError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
         raise UserError(f"The page's database {shown} cannot be opened: {str(error).splitlines()[0]}") from error
@@ -92,6 +96,16 @@ def writing(engine: Engine) -> Any:
     On SQLite it takes the writer's place at once, so that it cannot fail half-way because another writer came first.
     """
     return engine.execution_options(writes=True).begin()
+
+
+def reading(engine: Engine) -> Connection:
+    """Return a connection for reading what is asked for often: `with reading(engine) as connection`.
+
+    On PostgreSQL no transaction is begun and ended, each of which the server would be asked for: every statement there
+    has a view of its own anyway.
+    """
+    connection = engine.connect()
+    return connection if engine.dialect.name == "sqlite" else connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def rows(
@@ -159,6 +173,17 @@ def _in_json(column: ColumnElement[Any]) -> ColumnElement[Any]:
     if isinstance(column.type, Float):
         return case((column.is_not(None), func.json(func.printf("%!.17g", column))))
     return func.json(column) if isinstance(column.type, JSON) else column
+
+
+def _drop_if_closed(connection: Any, *_: object) -> None:
+    """Have a connection replaced that PostgreSQL has closed, as when it restarts.
+
+    It then has something to say while nothing was asked; to be told so by a question would cost one for each use.
+    """
+    waiting = descriptors.poll()
+    waiting.register(connection.fileno(), descriptors.POLLIN)
+    if waiting.poll(0):
+        raise DisconnectionError("PostgreSQL has closed the connection")
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _: object) -> None:

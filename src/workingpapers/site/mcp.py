@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
 
 from mcp.server.mcpserver import MCPServer
@@ -26,6 +26,7 @@ from workingpapers.runs.store import Store
 from workingpapers.site import trending
 from workingpapers.site.catalogue import add_catalogue
 from workingpapers.site.database import open_database, writing
+from workingpapers.site.normal import arxiv_id
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import papers
 from workingpapers.site.search.engine import Searcher
@@ -234,7 +235,9 @@ class Tools:
         Raises:
             UserError: there is none.
         """
-        name = name.strip().removeprefix("arXiv:")
+        name = name.strip()
+        with suppress(ValueError):
+            name = arxiv_id(name)
         wanted = select(papers.c.id).where(or_(papers.c.slug == name, papers.c.arxiv == name))
         with self._engine.connect() as connection:
             found = by_ids(connection, list(connection.execute(wanted.limit(1)).scalars()))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Row, bindparam, func, select
 
 from workingpapers.errors import UserError
+from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.site.schema import paper_topics, papers
 
 
@@ -85,12 +87,13 @@ def by_slug(connection: Connection, slug: str) -> Paper:
     """Return a paper by what stands in its address.
 
     Raises:
-        UserError: no paper has that slug.
+        UserError: no paper has that slug; the message names the catalogue's nearest.
     """
     known = "\0" not in slug  # PostgreSQL refuses to compare with a NUL
     row = connection.execute(_BY_SLUG, {"slug": slug}).first() if known else None
     if row is None:
-        raise UserError(f"No paper at {slug!r}.")
+        alike = get_close_matches(slug.lower(), load_catalogue(), n=1)
+        raise UserError(f"No paper at {slug!r}.{f' Did you mean {alike[0]!r}?' if alike else ''}")
     return _paper(row)
 
 

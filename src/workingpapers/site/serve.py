@@ -14,6 +14,7 @@ import click
 import uvicorn
 
 from workingpapers.errors import UserError
+from workingpapers.site.connection import Connection
 from workingpapers.site.mail.courier import Courier
 from workingpapers.site.settings import load_settings
 from workingpapers.site.web.app import create_app
@@ -48,6 +49,7 @@ def run(host: str, port: int, *, database: str | None, store: str | None, open_:
     courier = Courier(app.state.engine, settings)
     config = uvicorn.Config(
         app,
+        http=Connection,
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -1,5 +1,7 @@
 """Search finds what is there, narrows as told, says what it did, and takes anything that is typed."""
 
+import threading
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -204,3 +206,34 @@ def test_no_text_is_an_error(both, text, sort):
     assert len(results.hits) <= results.total
     for hit in results.hits:
         assert "<b>" not in hit.snippet
+
+
+def test_an_identifier_finds_its_paper_alone(both, database):
+    searcher, ids = both
+    with writing(database) as connection:
+        connection.execute(update(papers).where(papers.c.id == ids["attention"]).values(arxiv="2302.02334"))
+        connection.execute(update(papers).where(papers.c.id == ids["graphs"]).values(doi="10.1000/xyz123", year=2020))
+    for text in ("2302.02334", "arXiv:2302.02334v2", " https://arxiv.org/abs/2302.02334 "):
+        assert found(searcher, text) == [ids["attention"]]
+    results = searcher.search("https://doi.org/10.1000/XYZ123", sort="date")
+    assert [hit.paper.id for hit in results.hits] == [ids["graphs"]]
+    assert (results.total, results.exact, results.notes) == (1, True, ())
+    assert found(searcher, "10.1000/xyz123", filters=Filters(year="2021")) != [ids["graphs"]]
+    assert "No paper here has this identifier, so it was taken for words." in searcher.search("1706.03762").notes
+
+
+def test_what_was_not_looked_for_is_said(both):
+    for text in ("-", '""', "🙂"):
+        assert both[0].search(text).notes == ("There is no word to look for in this, so it narrows nothing.",)
+    assert "No paper has “zzzzqqqq”." in both[0].search("zzzzqqqq").notes
+    assert both[0].search("").notes == both[0].search("year:2020").notes == both[0].search("graph").notes == ()
+
+
+def test_a_process_that_ends_waits_for_a_refresh_under_way(database, settings_for, monkeypatch):
+    waited_for = []
+    monkeypatch.setattr(Searcher, "refresh", lambda self: waited_for.append(not threading.current_thread().daemon))
+    Searcher(database, settings_for(database))
+    for thread in threading.enumerate():
+        if thread.name == "search-refresh":
+            thread.join(10)
+    assert waited_for == [True]

@@ -6,6 +6,7 @@ import pytest
 from papers_made import made
 
 from workingpapers.site.database import writing
+from workingpapers.site.search import fulltext
 from workingpapers.site.search.fuse import COVERED, ORDERED, TITLE, VERBATIM, WORDS, fused
 from workingpapers.site.search.plan import Plan
 from workingpapers.site.search.query import Term, parse
@@ -69,6 +70,7 @@ def test_what_was_meant_counts_like_what_was_typed(shelved):
     ],
 )
 def test_a_sentence_of_the_abstract_as_it_was_typed(database, typed, share):
+    fulltext.ensure(database)
     with writing(database) as connection:
         (one,) = made(
             connection, 1, title="Something", abstract="We know: the cost is 100% of_it. No more.", authors=[]

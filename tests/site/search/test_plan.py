@@ -15,11 +15,13 @@ def terms(*words):
     return tuple(Term(((word,),)) for word in words)
 
 
-def brought(engine, text, *, thorough=False, limits=(), count=50):
-    query = parse(text)
+def brought(engine, text, *, thorough=False, limits=(), count=50, known=False):
+    query, titles = parse(text), Titles(engine)
+    if known:
+        titles.refresh()
     with engine.connect() as connection:
         plan_ = planned(connection, query, Frequencies(), Speller(engine))
-        return by_words(connection, plan_, query.needed, limits, count, Titles(engine), thorough=thorough)
+        return by_words(connection, plan_, query.needed, limits, count, titles, thorough=thorough)
 
 
 def test_papers_with_all_the_words_hold_all_and_others_less(database):
@@ -59,6 +61,20 @@ def test_of_too_many_papers_with_all_the_words_those_with_them_in_title_and_auth
     assert titled in found
     assert set(found.values()) == {1.0}
     assert len(found) == 3
+
+
+def test_of_too_many_papers_the_heads_are_the_same_from_the_index_and_from_memory(database, monkeypatch):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        made(connection, 6, title="Other", abstract="common words", authors=[])
+        titled = made(connection, 3, title="Common words", authors=[])
+    monkeypatch.setattr(plan, "MOST_RANKED", 4)
+    for count in (2, 3, 5):
+        from_index, from_memory = (
+            brought(database, "common words", count=count, known=known) for known in (False, True)
+        )
+        assert len(from_memory) == len(from_index) == min(count, 3)
+        assert set(from_memory) | set(from_index) <= set(titled)
 
 
 def test_a_phrase_alone_in_many_papers_brings_those_with_it_in_the_title_first(database):

@@ -55,6 +55,21 @@ def test_a_term_holds_by_any_of_its_phrases(sqlite_database):
     assert words.holding(Term((("pre", "training"), ("pretraining",)))).tolist() == [True, True, True, False]
 
 
+def test_of_all_papers_those_that_hold_terms(database):
+    one, two, three = put(database, ("Deep graphs", ["Ada"]), ("Graph of depth", ["Deep Ada"]), ("Graph", []))
+    titles = Titles(database)
+    titles.refresh()
+    deep, graph = Term((("deep",),)), Term((("graph",),))
+    assert titles.holding([graph]) == [one, two, three]
+    assert titles.holding([deep, graph]) == [one, two]
+    assert titles.holding([Term((("ada", "deep"), ("deeply",)))]) == [one, two]
+    assert titles.holding([Term((("nothing",),))]) == []
+    with writing(database) as connection:
+        connection.execute(papers.update().where(papers.c.id == one).values(title="Trees", updated=time.time()))
+    titles.refresh()
+    assert titles.holding([graph]) == [two, three]
+
+
 def test_what_changes_is_read_again(database):
     one, two = put(database, ("Deep graphs", ["Ada"]), ("Other", []))
     titles = Titles(database)

@@ -139,6 +139,22 @@ def test_text_is_compressed_for_who_takes_it():
     assert plain.headers["vary"] == packed.headers["vary"] == "Accept-Encoding"
 
 
+@pytest.mark.parametrize(
+    ("accepted", "is_packed"),
+    [
+        ("gzip", True),
+        ("br;q=1, GZIP ; q=0.5", True),
+        ("gzip;q=0", False),
+        ("gzip;q=0.000, br", False),
+        ("x-gzip2", False),
+    ],
+)
+def test_who_refuses_compression_gets_none(accepted, is_packed):
+    client = asking(Counting(body="page " * 400))
+    answer = asyncio.run(client.get("/a", headers={"Accept-Encoding": accepted}))
+    assert ("content-encoding" in answer.headers) == is_packed
+
+
 def test_head_is_get_without_the_body():
     async def journey():
         client = asking(Counting())

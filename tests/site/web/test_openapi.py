@@ -50,6 +50,16 @@ def headers(token):
 _numbers = iter(range(60_000))
 
 
+def test_every_parameter_and_answer_is_described(client):
+    described = client.get("/api/v1/openapi.json").json()
+    for path, operations_ in described["paths"].items():
+        for operation in operations_.values():
+            assert operation["description"], path
+            for it in operation.get("parameters", []):
+                assert it.get("description") or it["schema"].get("description"), (path, it["name"])
+            assert all(answer["description"] for answer in operation["responses"].values()), path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_answers_are_as_described_whatever_is_asked(schema, token, mode):

@@ -1,5 +1,6 @@
 import email
 import email.policy
+import html
 import re
 import time
 from html.parser import HTMLParser
@@ -163,10 +164,11 @@ def test_dates_lead_back_and_forth(client):
     [
         ("/?period=fortnight", 400, "Known: all, day, month, week"),
         ("/?date=yesterday", 400, "2026-11-25"),
-        ("/?page=0", 422, "page"),
-        ("/?page=one", 422, "&#39;one&#39;"),
-        ("/?page=99999999999999999999", 422, "page"),
+        ("/?page=0", 422, "page must be 1 or more; got &#39;0&#39;."),
+        ("/?page=one", 422, "page must be a whole number; got &#39;one&#39;."),
+        ("/?page=99999999999999999999", 422, "page must be 50 or less"),
         ("/papers/none", 404, "No paper at"),
+        ("/papers/Moment-Probin", 404, "Did you mean &#39;moment-probing&#39;?"),
         ("/papers/none.bib", 404, "No paper at"),
         ("/topics/feature-transfr", 404, "feature-transfer"),
         ("/leaderboards/none", 404, "No leaderboard"),
@@ -209,8 +211,20 @@ def test_nonsense_is_no_fault(client, path):
     assert client.get(path.encode("utf-8", "surrogatepass").decode("latin-1")).status_code < 500
 
 
+@pytest.mark.parametrize(
+    "path", ["/?period=week&page=40", "/search?q=paper&page=40", "/topics/feature-transfer?page=40"]
+)
+def test_a_page_past_the_last_one_leads_back_and_does_not_say_that_there_is_nothing(client, path):
+    text = client.get(path).text
+    assert "There is no page 40 here" in text
+    assert not re.search("Nothing happened|Take a word away|No paper is placed", text)
+    back = html.unescape(re.search('<a href="([^"]*)">the first page', text)[1])
+    assert "/papers/" in client.get(back).text
+
+
 def test_other_methods_are_refused_politely(client):
-    assert client.put("/about", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 405
+    answer = client.put("/about", headers={"Sec-Fetch-Site": "same-origin"})
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
     assert client.head("/about").status_code == 200
 
 

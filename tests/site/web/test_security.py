@@ -207,3 +207,17 @@ def test_a_route_may_set_a_header_of_its_own(world):
 
     answer = TestClient(security.ResponseHeaders(own, world.settings)).get("/")
     assert answer.headers["referrer-policy"] == "no-referrer"
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:99", "[", "a@b", "", "evil.example/papers?"])
+def test_redirects_never_name_the_host_that_a_client_wrote(client, host):
+    answer = client.get("/search/?q=a%26b", headers={"Host": host})
+    assert (answer.status_code, answer.headers["location"]) == (307, "/search?q=a%26b")
+
+
+def test_a_form_without_an_announced_length_is_limited_too(client):
+    parts = iter([b"email=", b"a" * security.MOST_BODY])
+    headers = {"Sec-Fetch-Site": "same-origin", "Content-Type": "application/x-www-form-urlencoded"}
+    answer = client.post("/sign-in", content=parts, headers=headers)
+    assert answer.status_code == 413
+    assert "256 KiB" in answer.text

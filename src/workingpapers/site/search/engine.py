@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
@@ -14,6 +15,8 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from workingpapers.errors import UserError, unknown_name
+from workingpapers.site.database import reading
+from workingpapers.site.normal import arxiv_id, doi
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import papers
 from workingpapers.site.search import fulltext
@@ -111,7 +114,8 @@ class Searcher:
 
     def _refresh_if_due(self) -> None:
         if time.monotonic() >= self._due and not self._refreshing.locked():
-            threading.Thread(target=self._refresh_quietly, name="search-refresh", daemon=True).start()
+            # Not a daemon: a process that ends while a thread is within native code is aborted.
+            threading.Thread(target=self._refresh_quietly, name="search-refresh").start()
 
     def _refresh_quietly(self) -> None:
         try:
@@ -125,7 +129,8 @@ class Searcher:
         """Find papers.
 
         Words need not all occur, the more the better, unless papers are sorted in another way than by relevance: then
-        they must. A text without words gives all papers that pass the filters, the latest first.
+        they must. A text without words gives all papers that pass the filters, the latest first; one that is an arXiv
+        identifier or a DOI of a paper, that paper alone.
 
         Args:
             text: see `query`.
@@ -142,10 +147,13 @@ class Searcher:
         self._refresh_if_due()
         query, filters = parse(text), filters or Filters()
         first = (page - 1) * size
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             plan = planned(connection, query, self._frequencies, self._speller)
             limits = conditions(self._engine.dialect.name, filters, query)
-            if sort == "relevance" and (plan.terms or query.needed):
+            named = _named(connection, text, limits)
+            if named:
+                scores, ids, total, exact = dict.fromkeys(named, 1.0), named[first : first + size], len(named), True
+            elif sort == "relevance" and (plan.terms or query.needed):
                 scores = self._by_relevance(connection, query, plan, limits)
                 ids = list(scores)[first : first + size]
                 total, exact = len(scores), len(scores) < BY_WORDS
@@ -161,14 +169,14 @@ class Searcher:
             exact=exact,
             page=page,
             pages=max(1, -(-total // size)),
-            notes=tuple(self._notes(plan)),
-            did_you_mean=_rewritten(text, plan.suggestions),
+            notes=() if named else (*_unsaid(text, query, named), *self._notes(plan)),
+            did_you_mean=None if named else _rewritten(text, plan.suggestions),
             seconds=time.perf_counter() - begin,
         )
 
     def similar(self, paper_id: int, k: int = 6) -> list[Paper]:
         """Return the papers most like one: by meaning, or, where it has no embedding, by the words of its title."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             vector = self._vectors.vector(paper_id)
             if vector is not None:
                 ids = self._vectors.nearest(vector, k + 1)
@@ -233,11 +241,31 @@ class Searcher:
 
     def _notes(self, plan: Plan) -> list[str]:
         notes = [f"No paper has “{typed}”; searched for “{meant}”." for typed, meant in plan.corrections.items()]
+        unknown = [term.typed for term, number in zip(plan.terms, plan.frequencies, strict=True) if not number]
+        if unknown:
+            notes.append(f"No paper has {' or '.join(f'“{typed}”' for typed in unknown)}.")
         if self._wanted and (self._encoder is None or not len(self._vectors)):
             notes.append("Searched by words alone: no paper has been embedded yet (`papers sync` does it).")
         elif not self._wanted:
             notes.append("Searched by words alone: embeddings are switched off here.")
         return notes
+
+
+def _named(connection: Connection, text: str, limits: list[ColumnElement[bool]]) -> list[int] | None:
+    """Return the paper whose arXiv identifier or DOI a text is, in a list; None where it is neither."""
+    for read, column in ((arxiv_id, papers.c.arxiv), (doi, papers.c.doi)):
+        with contextlib.suppress(ValueError):
+            same = select(papers.c.id).where(column == read(text), *limits)
+            return list(connection.execute(same).scalars())
+    return None
+
+
+def _unsaid(text: str, query: Query, named: list[int] | None) -> list[str]:
+    """Return what a text does not say: an identifier of a paper here, or anything to look for."""
+    if named is not None:
+        return ["No paper here has this identifier, so it was taken for words."]
+    is_empty = query.years == (None, None) and not (query.words or query.needed or query.excluded)
+    return ["There is no word to look for in this, so it narrows nothing."] if is_empty and text.strip() else []
 
 
 def _check(sort: str, page: int, size: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from workingpapers.site.database import writing
+from workingpapers.site.database import reading, writing
 from workingpapers.site.schema import embeddings
 from workingpapers.site.search.encoder import DIMENSIONS, MODEL
 
@@ -91,14 +91,13 @@ class PgVectors:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._reading = engine.execution_options(isolation_level="AUTOCOMMIT")  # asks the server once, not three times
         self._count = 0
 
     def refresh(self) -> None:
         """Make the index where it is missing, and count its vectors."""
         if not self._count:
             install(self._engine)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             self._count = connection.execute(_COUNT).scalar_one()
 
     def __len__(self) -> int:
@@ -110,7 +109,7 @@ class PgVectors:
             return []
         expansion = str(min(max(2 * count, _LEAST), _MOST))
         asked = {"expansion": expansion, "asked": _literal(vector), "most": count}
-        with self._reading.connect() as connection:
+        with reading(self._engine) as connection:
             return list(connection.execute(_NEAREST, asked).scalars())
 
     def similarities(self, vector: NDArray[np.float32], ids: Sequence[int]) -> dict[int, float]:
@@ -118,7 +117,7 @@ class PgVectors:
         if not self._count or not ids:
             return {}
         asked = {"asked": _literal(vector), "ids": list(ids)}
-        with self._reading.connect() as connection:
+        with reading(self._engine) as connection:
             found: dict[int, float] = dict(connection.execute(_SIMILARITIES, asked).all())
         return {number: found[number] for number in ids if number in found}
 
@@ -130,7 +129,7 @@ class PgVectors:
         found = select(embeddings.c.vector).where(*its, func.octet_length(embeddings.c.vector) == 2 * DIMENSIONS)
         if not self._count:
             return None
-        with self._reading.connect() as connection:
+        with reading(self._engine) as connection:
             kept = connection.execute(found).scalar()
         return None if kept is None else np.frombuffer(kept, dtype=np.float16).astype(np.float32)
 

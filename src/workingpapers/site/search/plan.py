@@ -131,23 +131,44 @@ def by_words(
     if not words and not must:
         return {}
     most = MOST_RANKED * (2 if thorough else 1)
-    every = [*must, *([term] for term in words)]
-    whole = fulltext.matching(connection, every, limits, most + 1)
-    if len(whole) > most:
-        heads = [*must, *([Term(term.phrases, _HEAD, term.typed)] for term in words)]
-        whole = [number for number, _ in fulltext.ranked(connection, heads, limits, count)] or whole[:count]
-    elif len(whole) > count:
-        titled = _titled(connection, whole, [*needed, *words], titles)[:count]
-        ranked = fulltext.ranked(connection, every, limits, count) if len(titled) < ENOUGH else []
-        whole = [*titled, *(number for number, _ in ranked)]
+    heads: list[int] = []
+    if connection.dialect.name == "postgresql" and not must and not limits and by_rarity[0][0] > most:
+        # Its index does not say where words are: it would read each paper that has them anywhere.
+        heads = _titled(connection, titles.holding(words), words, titles)[:count]
+    whole = heads if len(heads) == count else _with_all(connection, words, needed, limits, count, most, titles, heads)
     found = dict.fromkeys(whole, 1.0)
     rarest = list(itertools.accumulate(number for number, _ in by_rarity))
     telling = words[: min(MOST_TERMS, bisect.bisect_right(rarest, most))]
-    if len(found) < ENOUGH and telling:
+    if len(found) < ENOUGH and telling and (len(words) > 1 or thorough):  # or those with any word have all of them
         others = words[len(telling) :][:MOST_TERMS] if thorough else []
         ranked = fulltext.ranked(connection, [*must, telling, *([others] if others else [])], limits, count)
         found = {number: score / ranked[0][1] / 2 for number, score in ranked} | found
     return found
+
+
+def _with_all(
+    connection: Connection,
+    words: Sequence[Term],
+    needed: Sequence[Term],
+    limits: Sequence[ColumnElement[bool]],
+    count: int,
+    most: int,
+    titles: Titles,
+    heads: Sequence[int],
+) -> list[int]:
+    """Return papers with all the words; see `by_words`. `heads` have them in title and authors, where that is known."""
+    must = [[term] for term in needed]
+    every = [*must, *([term] for term in words)]
+    whole = fulltext.matching(connection, every, limits, most + 1)
+    if len(whole) > most:
+        within = [*must, *([Term(term.phrases, _HEAD, term.typed)] for term in words)]
+        heads = heads or [number for number, _ in fulltext.ranked(connection, within, limits, count)]
+        return list(heads) or whole[:count]
+    if len(whole) <= count:
+        return whole
+    titled = _titled(connection, whole, [*needed, *words], titles)[:count]
+    ranked = fulltext.ranked(connection, every, limits, count) if len(titled) < ENOUGH else []
+    return [*titled, *(number for number, _ in ranked)]
 
 
 def _titled(connection: Connection, ids: Sequence[int], words: Sequence[Term], titles: Titles) -> list[int]:

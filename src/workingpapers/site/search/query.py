@@ -3,8 +3,8 @@
     sparse attention "long context" -vision author:vaswani venue:icml year:2020..2023
 
 Words are looked for by stem; words in quotes must stand beside each other; what follows a minus must not occur.
-`author:` and `venue:` look there alone; `year:` takes 2020, 2020..2023, 2020.., ..2023, >=2021, >2020, <=2021 or <2022.
-What cannot be understood (year:soon, a quote that is never closed) is taken for words.
+`author:` and `venue:` look there alone; `year:` takes 2020, 2020..2023, 2020.., ..2023, >=2021, >2020, <=2021 or <2022,
+and 2023..2020 is 2020..2023. What cannot be understood (year:soon, a quote that is never closed) is taken for words.
 """
 
 from __future__ import annotations
@@ -171,4 +171,4 @@ def _years(text: str) -> Years | None:
     least, most = (int(found[name]) if found[name] else None for name in ("least", "most"))
     if not found["dots"]:
         return (least, least) if most is None else None
-    return (least, most)
+    return (min(least, most), max(least, most)) if least and most else (least, most)

@@ -119,6 +119,7 @@ class Titles:
         self._engine = engine
         self._lock = threading.Lock()  # of those who write; readers take what there is
         self._words = np.zeros(1024, dtype=np.uint32)
+        self._owners = np.zeros(1024, dtype=np.int32)  # papers of words
         self._used = 0
         self._places = np.zeros((1024, 3), dtype=np.int32)  # by paper: begin of title, of authors, and end
         self._updated = np.full(1024, _UNREAD)  # by paper, as in the table
@@ -157,6 +158,26 @@ class Titles:
         found = self._words[where]
         return Words(len(ids), found >> 1, owners, (found & 1) == 0, where < middles[owners])
 
+    def holding(self, terms: Iterable[Term]) -> list[int]:
+        """Return the papers that have all terms, as `Words.holding` says; those that came just now may be missing."""
+        import numpy as np
+
+        has = np.ones(len(self._places), dtype=bool)
+        for term in terms:
+            ways = [np.logical_and.reduce([self._having(word, len(has)) for word in it]) for it in term.phrases]
+            has &= np.logical_or.reduce(ways)
+        return [int(number) for number in np.flatnonzero(has)]
+
+    def _having(self, word: str, count: int) -> NDArray[np.bool_]:
+        import numpy as np
+
+        places = np.flatnonzero(self._words[: self._used] >> 1 == code(stem(word)))
+        owners = self._owners[places]
+        begins, _, ends = self._places[owners].T
+        has = np.zeros(count, dtype=bool)
+        has[owners[(begins <= places) & (places < ends) & (owners < count)]] = True  # a changed title's words remain
+        return has
+
     def _knows(self, number: int, updated: float = 0.0) -> bool:
         return number < len(self._updated) and self._updated[number] >= updated
 
@@ -179,13 +200,16 @@ class Titles:
             return
         numbers = [row[0] for row in read]
         with self._lock:
-            begin, self._used = self._used, self._used + len(found)
-            self._words = _with_room(self._words, self._used)
-            self._words[begin : self._used] = found
+            begin, end = self._used, self._used + len(found)
+            self._words = _with_room(self._words, end)
+            self._words[begin:end] = found
+            self._owners = _with_room(self._owners, end)
+            self._owners[begin:end] = np.repeat(numbers, [last - first for first, _, last in places])
             self._places = _with_room(self._places, max(numbers) + 1)
             self._places[numbers] = np.asarray(places, dtype=np.int32) + begin
             self._updated = _with_room(self._updated, max(numbers) + 1, _UNREAD)
             self._updated[numbers] = [row[3] for row in read]
+            self._used = end  # last, for whoever reads does not wait
 
 
 def _with_room(array: NDArray[Any], length: int, filling: float = 0) -> NDArray[Any]:

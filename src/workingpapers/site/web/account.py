@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
 from fastapi.responses import Response
@@ -115,7 +115,7 @@ def overview(request: Request, user: SignedIn) -> Response:
 def library(
     request: Request,
     user: SignedIn,
-    show: Annotated[str, Query(pattern="^(all|read|unread)$")] = "all",
+    show: Literal["all", "read", "unread"] = "all",
     number: PageNumber = 1,
 ) -> Response:
     """Answer with a page of the library."""

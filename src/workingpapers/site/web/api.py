@@ -36,14 +36,15 @@ from workingpapers.site.web.api_models import (
     Period,
     Trending,
 )
-from workingpapers.site.web.api_shared import ERRORS, refuse_unreadable
+from workingpapers.site.web.api_shared import ERRORS, refuse_unknown, refuse_unreadable
 from workingpapers.site.web.measured import find_board, fitting
 from workingpapers.site.web.render import or_missing
 
 router = APIRouter()
-v1 = APIRouter(prefix="/api/v1", responses=ERRORS, dependencies=[Depends(refuse_unreadable)])
+v1 = APIRouter(prefix="/api/v1", responses=ERRORS, dependencies=[Depends(refuse_unreadable), Depends(refuse_unknown)])
 
-Word = Annotated[str, Query(max_length=100)]
+Task = Annotated[str, Query(max_length=100, description="a task that measures papers, such as probe")]
+Number = Annotated[int, Query(ge=1, le=MOST_PAGE, description="which page, from 1")]
 Slug = Annotated[str, Path(max_length=300, description="a paper's slug")]
 Size = Annotated[int, Query(ge=1, le=MOST_SIZE, description="things on a page")]
 PeriodName = Literal["day", "week", "month", "all"]
@@ -57,13 +58,15 @@ def search(
     request: Request,
     q: Annotated[str, Query(max_length=1000, description='words, "phrases", -word, author:, venue:, year:')] = "",
     topic: Annotated[str, Query(max_length=100, description="id of a topic; those below it count too")] = "",
-    task: Word = "",
+    task: Task = "",
     year: Annotated[str, Query(max_length=100, description="2020, 2020..2023, >=2021, ...")] = "",
-    venue: Word = "",
+    venue: Annotated[str, Query(max_length=100, description="words of the venue")] = "",
     has: Annotated[list[str], Query(max_length=4, description="method, code")] = [],  # noqa: B006
     standing: Annotated[str, Query(max_length=100, description="what became of its claims: reproduced, ...")] = "",
-    sort: Literal["relevance", "date", "trending", "citations"] = "relevance",
-    page: Annotated[int, Query(ge=1, le=MOST_PAGE)] = 1,
+    sort: Annotated[
+        Literal["relevance", "date", "trending", "citations"], Query(description="what comes first")
+    ] = "relevance",
+    page: Number = 1,
     size: Size = 20,
 ) -> Found:
     """Find papers by words and by meaning; without words, all that pass the filters, the latest first."""
@@ -89,7 +92,9 @@ def claims(request: Request, slug: Slug) -> Claims:
 
 
 @v1.get("/papers/{slug}/similar", tags=["papers"])
-def similar(request: Request, slug: Slug, size: Annotated[int, Query(ge=1, le=50)] = 6) -> Papers:
+def similar(
+    request: Request, slug: Slug, size: Annotated[int, Query(ge=1, le=50, description="how many")] = 6
+) -> Papers:
     """Return the papers most like one."""
     stored, _ = _paper(request, slug)
     state = request.app.state
@@ -115,9 +120,9 @@ def catalogue(request: Request) -> Papers:
 @v1.get("/trending", tags=["papers"], name="trending")
 def what_trends(
     request: Request,
-    period: PeriodName = "week",
+    period: Annotated[PeriodName, Query(description="how long: what happened within it counts")] = "week",
     date: Date = "",
-    page: Annotated[int, Query(ge=1, le=trending.LAST_PAGE)] = 1,
+    page: Annotated[int, Query(ge=1, le=trending.LAST_PAGE, description="which page, from 1")] = 1,
     size: Size = 20,
 ) -> Trending:
     """Return what trends in a period, and why."""
@@ -190,7 +195,7 @@ def topics(request: Request) -> Topics:
 def one_topic(
     request: Request,
     name: Annotated[str, Path(max_length=100, description="a topic's id")],
-    page: Annotated[int, Query(ge=1, le=MOST_PAGE)] = 1,
+    page: Number = 1,
     size: Size = 20,
 ) -> TopicPage:
     """Return a topic and the papers at and below it, those with a method first."""
@@ -213,7 +218,7 @@ def one_topic(
 @v1.get("/leaderboards", tags=["leaderboards"])
 def leaderboards(
     request: Request,
-    task: Word = "",
+    task: Task = "",
     data: Annotated[str, Query(max_length=200, description="a data set")] = "",
     hardware: Annotated[str, Query(max_length=200, description="what runs ran on, as the leaderboards name it")] = "",
 ) -> Leaderboards:

@@ -32,7 +32,7 @@ router = APIRouter(
     dependencies=[Depends(refuse_unreadable)],
 )
 
-Limit = Annotated[int, Query(ge=1, le=100)]
+Limit = Annotated[int, Query(ge=1, le=100, description="most papers to return")]
 
 
 class _Camel(BaseModel):
@@ -93,7 +93,7 @@ def daily_papers(
     date: Annotated[str, Query(max_length=10, description="a day: 2026-11-25")] = "",
     week: Annotated[str, Query(max_length=10, description="an ISO week: 2026-W48")] = "",
     month: Annotated[str, Query(max_length=10, description="a month: 2026-11")] = "",
-    sort: Literal["publishedAt", "trending"] = "publishedAt",
+    sort: Annotated[Literal["publishedAt", "trending"], Query(description="what comes first")] = "publishedAt",
     limit: Limit = 50,
     p: Annotated[int, Query(ge=0, lt=trending.LAST_PAGE, description="page, from 0")] = 0,
     page: Annotated[int, Query(ge=0, lt=trending.LAST_PAGE, description="the same as p")] = 0,
@@ -113,7 +113,11 @@ def daily_papers(
 
 
 @router.get("/papers/search", name="search_daily_papers")
-def search(request: Request, q: Annotated[str, Query(max_length=1000)] = "", limit: Limit = 20) -> list[HubEntry]:
+def search(
+    request: Request,
+    q: Annotated[str, Query(max_length=1000, description="as in the search box")] = "",
+    limit: Limit = 20,
+) -> list[HubEntry]:
     """Find papers; without words, the latest."""
     found = request.app.state.searcher.search(q, size=limit)
     return _entries([hit.paper for hit in found.hits])

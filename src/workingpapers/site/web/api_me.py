@@ -25,8 +25,8 @@ from workingpapers.site.web.render import or_missing
 router = APIRouter(prefix="/me", tags=["own marks"], responses=REFUSED)
 
 Slug = Annotated[str, Path(max_length=300, description="a paper's slug")]
-Tag = Annotated[str, Path(max_length=200)]
-PageNumber = Annotated[int, Query(ge=1, le=1000)]
+Tag = Annotated[str, Path(max_length=200, description="a tag of one's own")]
+PageNumber = Annotated[int, Query(ge=1, le=1000, description="which page, from 1")]
 Size = Annotated[int, Query(ge=1, le=100, description="papers on a page")]
 
 
@@ -240,7 +240,9 @@ def save_search(request: Request, user: Owner, search: SearchToSave) -> SavedSea
 
 
 @router.delete("/searches/{number}")
-def forget_search(request: Request, user: Owner, number: Annotated[int, Path(ge=1, lt=2**31)]) -> SavedSearches:
+def forget_search(
+    request: Request, user: Owner, number: Annotated[int, Path(ge=1, lt=2**31, description="its id")]
+) -> SavedSearches:
     """Delete a saved search by its id."""
     with writing(request.app.state.engine) as connection:
         marks.forget_search(connection, user.id, number)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 from fastapi import Depends, HTTPException, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from workingpapers.errors import UserError, unknown_name
 from workingpapers.site import people
 from workingpapers.site.people import User
 from workingpapers.site.web.api_models import Problem
@@ -32,6 +33,16 @@ async def refuse_unreadable(request: Request) -> None:
     """Refuse what no database keeps in a text: the character 0."""
     if "\0" in request.scope["path"] or b"%00" in request.scope["query_string"]:
         raise HTTPException(400, "There is a character 0 in the address, which is in no name and no text.")
+
+
+async def refuse_unknown(request: Request) -> None:
+    """Refuse parameters that a route does not have, and several values of one that takes one: neither would count."""
+    takes = {it.alias: it.field_info.annotation for it in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in takes:
+            raise unknown_name("parameter", name, takes)
+        if get_origin(takes[name]) is not list and len(request.query_params.getlist(name)) > 1:
+            raise UserError(f"{name} may be given once.")
 
 
 def _owner(

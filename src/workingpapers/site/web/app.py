@@ -28,6 +28,7 @@ from workingpapers.site.settings import Settings
 from workingpapers.site.web import account, api, boards, feed_routes, find, pages, static_files, subscribe
 from workingpapers.site.web.cache import MicroCache, data_version
 from workingpapers.site.web.measured import Measured
+from workingpapers.site.web.refusal import wrong_value
 from workingpapers.site.web.render import compile_templates, problem
 from workingpapers.site.web.security import Limits, ResponseHeaders, SameOrigin
 
@@ -121,17 +122,14 @@ def _http_error(request: Request, error: Exception) -> Response:
     message = error.detail
     if error.status_code == 404 and message == "Not Found":
         message = f"There is no page at {request.url.path}."
+    headers = dict(error.headers or {})
     if error.status_code == 405:
         message = f"{request.method} is not what {request.url.path} answers to."
-    return problem(request, error.status_code, message, error.headers)
+        headers["Allow"] = headers.get("Allow", "").replace("GET", "GET, HEAD")  # which the cache answers from GET
+    return problem(request, error.status_code, message, headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
-    """Answer what cannot be read with the name of each value, what is wrong with it, and what was given."""
+    """Answer what cannot be read with the name of each value, what is allowed, and what was given."""
     assert isinstance(error, RequestValidationError)
-    said = [
-        f"{'.'.join(str(part) for part in e['loc'][1:]) or e['loc'][0]}: {e['msg']}"
-        + (f"; got {str(e['input'])[:80]!r}" if e["type"] != "missing" else "")
-        for e in error.errors()
-    ]
-    return problem(request, 422, f"{'. '.join(said)}.")
+    return problem(request, 422, " ".join(wrong_value(it) for it in error.errors()))

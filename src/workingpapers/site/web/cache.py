@@ -161,10 +161,19 @@ async def _send(answer: _Answer, asked: Headers, head: bool, send: Send) -> None
     if status == 200 and _matches(asked.get("if-none-match", ""), answer.etag):
         status, body = 304, b""
         headers = [pair for pair in headers if not pair[0].startswith(b"content-")]
-    elif len(body) >= _SMALLEST and "gzip" in asked.get("accept-encoding", ""):
+    elif len(body) >= _SMALLEST and _takes_gzip(asked.get("accept-encoding", "")):
         headers, body = _compressed(answer)
     await send({"type": "http.response.start", "status": status, "headers": list(headers)})
     await send({"type": "http.response.body", "body": b"" if head else body})
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Return whether "Accept-Encoding" names gzip, with a weight that is not 0."""
+    for choice in accepted.lower().replace(" ", "").split(","):
+        name, _, weight = choice.partition(";q=")
+        if name == "gzip":
+            return not weight or weight.strip("0.") != ""
+    return False
 
 
 def _compressed(answer: _Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:

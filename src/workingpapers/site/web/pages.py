@@ -17,6 +17,7 @@ from workingpapers.papers.topics import children, load_topics, path, topic, walk
 from workingpapers.runs.present import Assessed
 from workingpapers.site import marks, people, placed, trending
 from workingpapers.site.citation import bibtex
+from workingpapers.site.database import reading
 from workingpapers.site.papers import Paper, by_ids, by_slug
 from workingpapers.site.schema import papers, picks
 from workingpapers.site.search.vectors import index_file
@@ -133,7 +134,7 @@ def _is_quick(request: Request, slug: str) -> bool:
 def _paper_page(request: Request, slug: str) -> Response:
     state = request.app.state
     user = getattr(request.state, "user", None)
-    with state.engine.connect() as connection:
+    with reading(state.engine) as connection:
         with or_missing():
             paper = by_slug(connection, slug)
         own = marks.marks_on(connection, user.id, [paper.id])[paper.id] if user else None

@@ -31,7 +31,7 @@ _QUOTED = re.compile(r"``([^`]{1,200}?)''")
 TITLES = {
     400: "That can’t be answered",
     401: "Sign in first",
-    403: "Not from there",
+    403: "That isn’t allowed",
     404: "Nothing here",
     405: "Not that way",
     413: "Too much at once",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from fastapi import Request
-from starlette.datastructures import Headers
+from fastapi import HTTPException, Request
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workingpapers.site.settings import Settings
@@ -33,6 +34,7 @@ MOST_TIME = 20.0  # seconds that a request may take
 READ_RATE, READ_BURST = 50.0, 400.0  # requests a second and at once, per client
 WRITE_RATE, WRITE_BURST = 0.5, 30.0
 _MOST_CLIENTS = 50_000
+_HOST = re.compile(r"^https?://[^/]*")
 
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -75,7 +77,10 @@ def safe_path(value: str | None, default: str = "/") -> str:
 
 
 class ResponseHeaders:
-    """Adds the headers that every answer has, where a route has not set its own."""
+    """Adds the headers that every answer has, where a route has not set its own.
+
+    All redirects stay on this page, and say so: an address with a host would be the one that the client wrote.
+    """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -89,6 +94,9 @@ class ResponseHeaders:
             if message["type"] == "http.response.start":
                 own = {name.lower() for name, _ in message["headers"]}
                 message["headers"] = [*message["headers"], *(pair for pair in self._headers if pair[0] not in own)]
+                if b"location" in own:
+                    headers = MutableHeaders(raw=message["headers"])
+                    headers["location"] = safe_path(_HOST.sub("", headers["location"]))
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
@@ -197,9 +205,8 @@ class Limits:
             receive.expect(Headers(scope=scope).get("content-length"))
             async with asyncio.timeout(MOST_TIME):
                 await self._app(scope, receive, noticing)
-        except _TooLarge:
-            message = f"A request may hold {MOST_BODY // 1024} KiB at most."
-            answer = problem(Request(scope), 413, message, {"Connection": "close"})
+        except _TooLarge as error:
+            answer = problem(Request(scope), error.status_code, error.detail, error.headers)
         except TimeoutError:
             answer = problem(Request(scope), 503, f"No answer within {MOST_TIME:.0f} seconds.", {"Connection": "close"})
         except Exception:
@@ -213,8 +220,11 @@ class Limits:
             await answer(scope, receive, send)
 
 
-class _TooLarge(Exception):
-    """A request's body exceeds the limit."""
+class _TooLarge(HTTPException):
+    """A request's body exceeds the limit. Whoever reads the body may answer with it."""
+
+    def __init__(self) -> None:
+        super().__init__(413, f"A request may hold {MOST_BODY // 1024} KiB at most.", {"Connection": "close"})
 
 
 class _Measured:

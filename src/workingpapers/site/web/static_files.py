@@ -7,7 +7,6 @@ address, and a page never mixes files of two versions.
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import mimetypes
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from fastapi import APIRouter, HTTPException, Request
+from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
 
 from workingpapers.runs.present import TEMPLATES
@@ -29,10 +28,9 @@ router = APIRouter(include_in_schema=False)
 
 @dataclass(frozen=True)
 class File:
-    """A static file: its content, the same compressed, and what kind it is."""
+    """A static file: its content, and what kind it is."""
 
     body: bytes
-    compressed: bytes
     kind: str
 
 
@@ -46,7 +44,7 @@ def files() -> Mapping[str, File]:
         kind = (
             "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0] or "application/octet-stream"
         )
-        found[name] = File(body, gzip.compress(body, mtime=0), kind)
+        found[name] = File(body, kind)
     return MappingProxyType(found)
 
 
@@ -70,12 +68,10 @@ def address(name: str) -> str:
 
 
 @router.get("/static/{version}/{name}")
-def static(version: str, name: str, request: Request) -> Response:
+def static(version: str, name: str) -> Response:
     """Answer with a file. An old version's address gets the present file, not to be kept."""
     file = files().get(name)
     if file is None:
         raise HTTPException(404, f"No file {name!r} here.")
-    headers = {"Cache-Control": _FOR_GOOD if version == digest() else "no-cache", "Vary": "Accept-Encoding"}
-    if "gzip" in request.headers.get("accept-encoding", ""):
-        return Response(file.compressed, media_type=file.kind, headers=headers | {"Content-Encoding": "gzip"})
+    headers = {"Cache-Control": _FOR_GOOD if version == digest() else "no-cache"}
     return Response(file.body, media_type=file.kind, headers=headers)
