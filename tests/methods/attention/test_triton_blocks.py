@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from workingpapers.methods.attention import minference, triton_blocks
 from workingpapers.methods.attention.common import dense_attention
 from workingpapers.methods.attention.hip import HiPAttention, naive_hip_attention
-from workingpapers.methods.attention.lm_infinite import lambda_mask
+from workingpapers.methods.attention.lm_infinite import lambda_attention, lambda_mask, window_attention
 from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash
 from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
 from workingpapers.methods.attention.triton_blocks import (
@@ -151,6 +151,61 @@ def check_what_the_kernel_serves():
         assert available(q, k, v)
 
 
+def check_methods_use_it(monkeypatch):
+    """Every method gives what its definition does, by one launch a sequence, and what it does without the kernel."""
+    launches, launch = [], triton_blocks._launch
+    monkeypatch.setattr(triton_blocks, "_launch", lambda *given: (launches.append(1), launch(*given)))
+    q, k, v = sample(100, 70, B=2, H=4, G=2, d=16, d_v=16)
+    mask = torch.ones(2, 100, dtype=torch.bool)
+    mask[0, :37] = False
+    each = [
+        AShape(3, 20),
+        VerticalSlash(8, 5, last_q=8),
+        BlockSparse(2),
+        Lines(torch.tensor([2, 50]), torch.tensor([0, 30])),
+    ]
+    hip, inv_freq = HiPAttention(top_k=16, block_q=16, block_k=2, window=16, sinks=4), 100.0 ** (-torch.arange(8) / 8)
+    earlier = hip.search(q[:, :, -4:-3], k[:, :, :-3])
+    options = {"inv_freq": inv_freq, "n_local": 30, "n_global": 4, "key_mask": mask}
+    ways = {
+        "minference": lambda: minference.minference_attention(q, k, v, each, block_size=16, key_mask=mask),
+        "hip": lambda: hip(q, k, v),
+        "hip, a token": lambda: hip(q[:, :, -1:], k, v),
+        "hip, an older search": lambda: hip.attend(q[:, :, -1:], k, v, earlier, age=3),
+        "window": lambda: window_attention(q, k, v, window=30),
+        "lambda": lambda: (lambda_attention(q, k, v, **options),),
+    }
+    for name, way in ways.items():
+        launches.clear()
+        found = way()
+        assert launches, name
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_blocks, "available", lambda *tensors: False)
+            for a, b in zip(found, way(), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def check_its_own_test(monkeypatch):
+    cpu = torch.device("cpu")
+    for widths in ((16, 16), (40, 24)):
+        assert triton_blocks._proven(cpu, torch.float32, *widths)
+        assert triton_blocks._proven(cpu, torch.float16, *widths)
+
+    def wrong(q, k, v, out, lse, *rest):
+        launch(q, k, v, out, lse, *rest)
+        out[0, 1, 50, 3] += 0.01
+
+    def broken(*tensors):
+        raise RuntimeError("no kernel image")
+
+    launch = triton_blocks._launch
+    for way, message in ((wrong, "off by 1.0e-02"), (broken, "no kernel image")):
+        triton_blocks._proven.cache_clear()
+        monkeypatch.setattr(triton_blocks, "_launch", way)
+        with pytest.warns(RuntimeWarning, match=f"fails its test on cpu with torch.float32 of width 16.*{message}"):
+            assert not triton_blocks._proven(cpu, torch.float32, 16, 16)
+
+
 def test_in_the_interpreter():
     pytest.importorskip("triton")
     command = [
@@ -210,7 +265,7 @@ def test_blocks_that_hip_finds(T, T_q, sinks, seed):
     q, k, v = sample(T, min(T_q, T), B=2, seed=seed, dtype=torch.float64)
     found, runs = hip.search(q, k), hip._runs(q.shape[2], T)
     candidates = [n for run in runs for n in run.candidates]
-    seen = of_tree(found, candidates, q.shape[2], block_q=8, block_k=2, sinks=sinks)
+    seen = of_tree(found, candidates, q.shape[2], 8, 2, sinks)
     expected = naive_hip_attention(hip, q, k, v, scale=0.4)
     for a, b in zip(naive_listed_attention(q, k, v, seen, scale=0.4), expected, strict=True):
         torch.testing.assert_close(a, b)

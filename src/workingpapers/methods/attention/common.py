@@ -1,4 +1,4 @@
-"""What every attention variant of this room shares: conventions, the dense reference, merging, and the door.
+"""What every attention variant of this package shares: conventions, the dense reference, merging, and the door.
 
 Tensors are (B, H, T, d): queries (B, H_q, T_q, d), keys (B, H_kv, T_k, d), values (B, H_kv, T_k, d_v), and H_q is a
 multiple of H_kv (grouped-query heads: head h of the queries reads head h // (H_q / H_kv) of keys and values). The
@@ -37,7 +37,7 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, finite: bool = False) -> None:
-    """Check queries, keys and values against the conventions of this room.
+    """Check queries, keys and values against the conventions of this package.
 
     Args:
         q, k, v: (B, H_q, T_q, d), (B, H_kv, T_k, d), (B, H_kv, T_k, d_v); any length may be 0.
@@ -205,7 +205,7 @@ class _Applied:
 
 _APPLIED = "_workingpapers_attention"
 _count = itertools.count(1)
-# Arguments by which some models change scores or softmax in ways that the functions of this room do not know.
+# Arguments by which some models change scores or softmax in ways that the functions of this package do not know.
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux", "head_mask", "sliding_window")
 
 
@@ -227,7 +227,7 @@ def apply(model: Model, name: str, attention: Attention, *, prepare: Prepare | N
         The model.
 
     Raises:
-        ValueError: a model that `check_model` refuses, or one that already has a function of this room.
+        ValueError: a model that `check_model` refuses, or one that already has a function of this package.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -254,7 +254,7 @@ def restore(model: Model) -> Model:
         ValueError: nothing was applied.
     """
     if not hasattr(model, _APPLIED):
-        raise ValueError("nothing to restore: no attention function of this room was applied to the model")
+        raise ValueError("nothing to restore: no attention function of this package was applied to the model")
     applied: _Applied = getattr(model, _APPLIED)
     model.set_attn_implementation(applied.replaced)
     if applied.hook is not None:
@@ -318,10 +318,10 @@ def check_model(model: nn.Module) -> None:
     if getattr(config, "attn_logit_softcapping", None) is not None:
         raise ValueError(
             f"{kind} caps its scores (attn_logit_softcapping={config.attn_logit_softcapping}), "
-            "which this room's functions do not; only attn_logit_softcapping=None is supported"
+            "which this package's functions do not; only attn_logit_softcapping=None is supported"
         )
     if any(hasattr(layer, "sinks") for layer in layers):
-        raise ValueError(f"{kind} has learned attention sinks, which this room's functions do not know")
+        raise ValueError(f"{kind} has learned attention sinks, which this package's functions do not know")
     local = _window_layers(config)
     if local:
         raise ValueError(f"{kind} has layers that do not see every token: {local}; only full attention is supported")
@@ -378,7 +378,7 @@ def _padding(
 ) -> Tensor | str | None:
     """Return the padding mask (B, T_k), or None without padding, in place of transformers' (B, 1, T_q, T_k).
 
-    What this room cannot mask is returned as a message, for the layers that use it to raise: Gemma makes a mask for
+    What this package cannot mask is returned as a message, for the layers that use it to raise: Gemma makes a mask for
     sliding windows even if it has no such layer.
     """
     from transformers.masking_utils import causal_mask_function

@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workingpapers.methods.attention import common
+from workingpapers.methods.attention import common, triton_blocks
 from workingpapers.methods.attention.common import Model, check_inputs
 from workingpapers.methods.attention.fused import fused_attention, trainable_attention
 from workingpapers.methods.attention.gathering import Vectors, split
@@ -174,6 +174,10 @@ class HiPAttention:
         needed = (*q.shape[:2], sum(counts), self.top_k // self.block_k)
         if found.shape != needed:
             raise ValueError(f"found must be (B, H, blocks, n) = {needed}, as search returns; got {tuple(found.shape)}")
+        if triton_blocks.available(q, k, v):
+            candidates = [n for run in runs for n in run.candidates]
+            listed = triton_blocks.of_tree(found, candidates, q.shape[2], self.block_q, self.block_k, self.sinks)
+            return triton_blocks.listed_attention(q, k, v, listed, scale=scale)
         dense = runs[0].begin if runs else q.shape[2]
         seen = slice(k.shape[2] - q.shape[2] + dense)
         parts = []

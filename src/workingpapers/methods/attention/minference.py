@@ -26,7 +26,7 @@ search. Theirs can drop a block-sparse row's own block; and runs A-shape and blo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.errors import nearest
-from workingpapers.methods.attention import common
+from workingpapers.methods.attention import common, triton_blocks
 from workingpapers.methods.attention.choices import load_choice, save_choice
 from workingpapers.methods.attention.common import Model, check_inputs, dense_attention, repeat_heads
 from workingpapers.methods.attention.fused import fused_attention
@@ -91,7 +91,7 @@ def minference_attention(
     heads = _checked(q, k, v, patterns, block_size, key_mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = unseen(q, v)
-    group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    past = k.shape[2] - q.shape[2]
     for b in range(q.shape[0]):
         real = slice(None) if key_mask is None else key_mask[b]
         rows = real if isinstance(real, slice) else real[past:]
@@ -100,15 +100,28 @@ def minference_attention(
         check_inputs(queries[None], keys[None], values[None], finite=not sound)
         if queries.shape[1] == 0:
             continue
-
-        def attend(h: int) -> tuple[Tensor, Tensor]:
-            head = queries[h], keys[h // group], values[h // group]  # noqa: B023
-            found = heads[h].find(*head[:2], block_size=block_size, scale=scale)
-            return found.attend(*head, block_size=block_size, scale=scale)
-
-        for h, found in enumerate(each(attend, range(len(heads)), queries, keys, values)):
+        for h, found in enumerate(_attend(queries, keys, values, heads, block_size, scale)):
             out[b, h, rows], lse[b, h, rows] = found
     return out, lse
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: Sequence[Pattern], block_size: int, scale: float
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return out (T_q, d_v) and lse (T_q) of each head in one sequence, q (H_q, T_q, d), k and v (H_kv, T, ...)."""
+    group = q.shape[0] // k.shape[0]
+
+    def find(h: int) -> Lines | Blocks:
+        return heads[h].find(q[h], k[h // group], block_size=block_size, scale=scale)
+
+    def attend(h: int) -> tuple[Tensor, Tensor]:
+        return find(h).attend(q[h], k[h // group], v[h // group], block_size=block_size, scale=scale)
+
+    if triton_blocks.available(q, k, v):
+        seen = triton_blocks.of_patterns([find(h) for h in range(len(heads))], q.shape[1], k.shape[1], block_size)
+        out, lse = triton_blocks.listed_attention(q[None], k[None], v[None], seen, scale=scale)
+        return zip(out[0], lse[0], strict=True)
+    return each(attend, range(len(heads)), q, k, v)
 
 
 def _checked(
@@ -272,7 +285,7 @@ def measure(model: Any, input_ids: Tensor, choices: Sequence[MInference]) -> tup
             anyway (the authors leave out 2,500 of 30k); share (C, layers, heads): pairs scored, of all causal ones.
 
     Raises:
-        ValueError: a model that can't be used or that runs a function of this room, or choices that don't fit.
+        ValueError: a model that can't be used or that runs a function of this package, or choices that don't fit.
     """
     for choice in choices:
         _check_fits(model, choice)

@@ -1,4 +1,4 @@
-"""Causal attention whose blocks of queries see listed keys, on a GPU: one kernel for the sparse patterns of this room.
+"""Causal attention whose blocks of queries see listed keys, on a GPU: one kernel for all sparse patterns here.
 
 Queries (B, H, T_q, d) are the last T_q of T positions; head h reads head h // (H / G) of keys (B, G, T, d) and values
 (B, G, T, d_v). They are cut into M blocks of c positions, which begin at a_m = T_q's first position - lead + c m. The
@@ -12,9 +12,10 @@ rows of block m see, each key once, for e = min(near_m, a_m):
 `Listed` holds such a pattern; `of_patterns` (MInference), `of_tree` (HiP) and `of_window` (windows with sinks,
 LM-Infinite) make one. Keys are read where they lie: time is that of the scores, memory that of lists and output.
 
-The kernel wants Triton and an NVIDIA GPU since Ampere (or Triton's interpreter, anywhere, for tests): `available` says
-whether it can serve. It has been compiled for GPUs but has run in the interpreter alone, so that no method of this room
-calls it yet. It does not train. A NaN in a value of `near` may come out in all rows of a block.
+The kernel wants Triton and an NVIDIA GPU since Ampere (or Triton's interpreter, anywhere, for tests). It has been
+compiled for such GPUs, but has run in the interpreter alone. So before it first serves a GPU, a type and a width it is
+compared there with its definition (`available`); where that fails, a warning says so and the methods go on without it.
+It does not train. A NaN in a value of `near` may come out in all rows of a block.
 
 Source: the online softmax in tiles is that of Dao, "FlashAttention-2", ICLR 2024, arXiv 2307.08691; the patterns are
 those of the methods.
@@ -25,6 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -121,7 +123,8 @@ def available(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Return whether `listed_attention` can serve these tensors.
 
     That takes Triton, no gradients, and d and d_v of at most 256 (float32: 128); float32, or more than 128, only where
-    a block of threads has 227 KiB of shared memory, as on H100 and B200.
+    a block of threads has 227 KiB of shared memory, as on H100 and B200; and that the kernel agrees with its definition
+    on two small patterns, which is tried once for each GPU, type and width.
     """
     trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     half, width = q.dtype in (torch.float16, torch.bfloat16), max(q.shape[-1], v.shape[-1])
@@ -132,7 +135,41 @@ def available(q: Tensor, k: Tensor, v: Tensor) -> bool:
     if not q.is_cuda or torch.version.hip:
         return False
     major = torch.cuda.get_device_capability(q.device)[0]
-    return major in (9, 10) or (major >= 8 and half and width <= 128)
+    served = major in (9, 10) or (major >= 8 and half and width <= 128)
+    return served and _proven(q.device, q.dtype, q.shape[-1], v.shape[-1])
+
+
+@cache
+def _proven(device: torch.device, dtype: torch.dtype, d: int, d_v: int) -> bool:
+    """Return whether the kernel does what its definition says, on two small patterns; warn if not."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, 2, 80, d), (1, 1, 100, d), (1, 1, 100, d_v)
+    q, k, v = (torch.randn(s, generator=generator).to(device, dtype) for s in shapes)
+    # Three blocks of 32 queries, of which the first lacks 16 in front, begin at positions 4, 36 and 68.
+    near = torch.tensor([[[4, 20, 60]]], device=device)
+    listed = torch.tensor([[[[-1, -1], [-1, 0], [1, 2]]] * 2], device=device)
+    columns = torch.tensor([[[-1, 2, 30]] * 2], device=device)
+    lists = Listed(near, 32, 16, listed, 16, sinks=3, window=40)
+    lines = Listed(near, 32, 16, columns=columns, offsets=columns[..., 1:] + 5)
+    allowed = 8 * max(torch.finfo(dtype).eps, 1e-5)  # of values of about 3: rounded weights and outputs
+    try:
+        for seen in (lists, lines):
+            got, expected = _attend(q, k, v, seen, None), naive_listed_attention(q.float(), k.float(), v.float(), seen)
+            worst = max(
+                float((a.float() - b).abs().nan_to_num(torch.inf).max()) for a, b in zip(got, expected, strict=True)
+            )
+            if worst > allowed:
+                raise ArithmeticError(f"it is off by {worst:.1e}, where {allowed:.0e} is allowed")
+    except Exception as error:  # whatever Triton, its compiler or the driver raise
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        warnings.warn(
+            f"the Triton kernel for sparse attention fails its test on {name} with {dtype} of width {d}, and torch's "
+            f"kernels, which are slower, take its place: {error}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 @cache
@@ -159,6 +196,10 @@ def listed_attention(
     """
     if not available(q, k, v):
         raise ValueError(f"the kernel can't serve {q.dtype} of width {q.shape[-1]} on {q.device} here, or gradients")
+    return _attend(q, k, v, seen, scale)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Listed, scale: float | None) -> tuple[Tensor, Tensor]:
     lists = _checked(seen, q, k, v)
     out = q.new_zeros(*q.shape[:3], v.shape[3])
     lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
@@ -274,9 +315,7 @@ def _stack(entries: list[Tensor]) -> Tensor | None:
     return torch.stack([F.pad(x, (width - x.shape[-1], 0), value=-1) for x in entries])[None] if width else None
 
 
-def of_tree(
-    found: Tensor, candidates: Sequence[int], queries: int, *, block_q: int, block_k: int, sinks: int
-) -> Listed:
+def of_tree(found: Tensor, candidates: Sequence[int], queries: int, block_q: int, block_k: int, sinks: int) -> Listed:
     """Return what HiP's search found.
 
     Args:

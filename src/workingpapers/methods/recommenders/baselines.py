@@ -1,4 +1,4 @@
-"""Strong ordinary click models: what the papers of this room are compared with.
+"""Strong ordinary click models: what the papers of this package are compared with.
 
 All take embedded fields e (B, F, d) and return logits (B,). LR, FM and DeepFM add a weight for every value
 (`linear`). Public re-runs (BARS, openbenchmark.github.io) find that a tuned MLP on the same embedding matches most

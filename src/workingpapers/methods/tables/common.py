@@ -1,4 +1,4 @@
-"""What every embedding table of this room shares: one id space over all fields, honest bytes, and a name.
+"""What every embedding table of this package shares: one id space over all fields, honest bytes, and a name.
 
 A table serves fields f = 0 .. F-1 with n_f ids each. It is asked by *global* ids, offset_f + local id, so one call
 serves all fields of a batch, and two fields never mean the same id. N = sum n_f.
