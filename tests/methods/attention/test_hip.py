@@ -131,7 +131,7 @@ def test_needs_neighbours_that_score_alike():
 
 def counted(monkeypatch, sampled, attention, *arguments, **options):
     """Return how many scores a call computes: visible pairs, and those of `sampled` queries in searches."""
-    entries, attend, attend_biased, take = [], hip.fused_attention, hip.trainable_attention, gathering.Rows.take
+    entries, attend, attend_biased, take = [], hip.fused_attention, hip.trainable_attention, gathering.Runs.take
 
     def count_attend(q, k, v, *, causal, scale):
         assert causal
@@ -150,7 +150,7 @@ def counted(monkeypatch, sampled, attention, *arguments, **options):
 
     monkeypatch.setattr(hip, "fused_attention", count_attend)
     monkeypatch.setattr(hip, "trainable_attention", count_biased)
-    monkeypatch.setattr(gathering.Rows, "take", count_take)
+    monkeypatch.setattr(gathering.Runs, "take", count_take)
     attention(*arguments, **options)
     monkeypatch.undo()
     return sum(entries)

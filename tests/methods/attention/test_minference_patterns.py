@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workingpapers.methods.attention import minference_patterns
 from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash, naive_mask
 
 
@@ -38,6 +39,19 @@ def test_first_columns_and_nearest_diagonals_are_always_kept():
     assert 50 in found.offsets
     assert (len(found.columns), len(found.offsets)) == (10, 12)
     assert (VerticalSlash(1000, 6096).n_first, VerticalSlash(1000, 6096).n_near) == (30, 100)  # as published
+
+
+def test_of_equal_sums_the_first_are_kept():
+    for count, forced, kept in (
+        (2, 0, [1, 2]),
+        (4, 0, [0, 1, 2, 3]),
+        (3, 1, [0, 1, 2]),
+        (1, 2, [0]),
+        (0, 1, []),
+        (9, 0, range(6)),
+    ):
+        sums = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0, 1.0])
+        assert minference_patterns._largest(sums, count, forced).tolist() == list(kept)
 
 
 def test_blocks_are_those_with_similar_means():

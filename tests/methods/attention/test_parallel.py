@@ -146,3 +146,18 @@ def test_sparse_attentions_are_the_same_on_two_threads(name, method, monkeypatch
     assert pools, f"{name} never used its threads"
     torch.set_num_threads(1)
     assert torch.equal(two, method(q, k, v))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_hip_works_side_by_side_on_blocks_that_search_in_different_numbers_of_rounds(heads, monkeypatch):
+    """A short prompt has few blocks of each kind; one kind after the other would leave threads without work."""
+    from workingpapers.methods.attention import hip
+
+    q, k, v = torch.randn(3, 1, heads, 700, 8, generator=torch.Generator().manual_seed(0))
+    attention, counts = hip.HiPAttention(top_k=32, block_q=4, window=16, sinks=4), []
+    monkeypatch.setattr(hip, "each", lambda f, items, *tensors: counts.append(len(items)) or each(f, items, *tensors))
+    found = attention.search(q, k)
+    attention.attend(q, k, v, found)
+    assert len(attention._runs(700, 700)) > 1
+    assert len(counts) == 2
+    assert min(counts) > 1

@@ -53,15 +53,17 @@ lines = st.builds(
     T_q=st.integers(1, 60),
     c=st.sampled_from([1, 2, 5, 8, 64]),
     rows=st.sampled_from([1, 16, 2048]),
+    gathered=st.sampled_from([1, 30, 4096]),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=80, deadline=None)
-def test_lines_equal_their_mask(lines, T, T_q, c, rows, seed):
+def test_lines_equal_their_mask(lines, T, T_q, c, rows, gathered, seed):
     T_q = min(T_q, T)
     q, k, v = sample(T, T_q, d_v=4 + seed % 2, seed=seed)
     mask = lines_mask(lines, T, T_q, c)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sparse_blocks, "ROWS", rows)  # as long sequences are: a few rows at a time
+        patch.setattr(sparse_blocks, "GATHERED", gathered)
         found = lines.attend(q, k, v, block_size=c, scale=0.6)
     for a, b in zip(found, dense(q, k, v, mask, 0.6), strict=True):
         torch.testing.assert_close(a, b)
@@ -93,6 +95,23 @@ def test_blocks_equal_their_mask(T, T_q, c, n, gathered, seed):
         torch.testing.assert_close(a, b)
     if T_q == T:
         assert blocks.entries(T, c) == mask.sum()
+
+
+def test_lists_hold_what_a_block_sees_and_nothing_else(monkeypatch):
+    sizes, attend = [], sparse_blocks.trainable_attention
+
+    def count(q, k, v, scale, *, bias):
+        sizes.append(k.shape[2])
+        assert bias is None
+        return attend(q, k, v, scale, bias=bias)
+
+    monkeypatch.setattr(sparse_blocks, "trainable_attention", count)
+    monkeypatch.setattr(sparse_blocks, "GATHERED", 1)  # a block at a time
+    q, k, v = sample(64)
+    Lines(torch.tensor([1, 2, 20]), torch.tensor([0, 40])).attend(q, k, v, block_size=8, scale=1.0)
+    # The first block sees nothing and attends to anything, those at 8 and 16 see two columns, and later ones three. By
+    # the diagonal, those at 40, 48 and 56 see keys 0 to 7, 8 to 15 and 16 to 23, of which 1, 2 and 20 are columns.
+    assert sizes == [1, 2, 2, 3, 3, 3 + 6, 3 + 8, 3 + 7]
 
 
 def test_scores_reach_far_and_overflow_nothing():

@@ -113,8 +113,16 @@ def trainable_attention(
     if q.device.type != "cpu" or q.shape[-1] != v.shape[-1] or 0 in (*q.shape, *k.shape):
         return fused_attention(q, k, v, scale=scale, causal=causal, mask=bias)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
+        return _kernel(q, k, v, bias, causal, scale)
     found: tuple[Tensor, Tensor] = _FusedAttention.apply(q, k, v, scale, causal, bias)  # type: ignore[no-untyped-call]
     return found
+
+
+def joined(parts: list[tuple[Tensor, Tensor]], dim: int = 0) -> tuple[Tensor, Tensor]:
+    """Return the outputs and the log-sum-exps of other queries each, one after the other along a dimension of both."""
+    out, lse = zip(*parts, strict=True)
+    return parts[0] if len(parts) == 1 else (torch.cat(out, dim), torch.cat(lse, dim))
 
 
 class _FusedAttention(torch.autograd.Function):

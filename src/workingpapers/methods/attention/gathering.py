@@ -8,23 +8,30 @@ import torch
 from torch import Tensor
 
 
-class Rows:
-    """The rows of a tensor (n, ...), to be taken again and again."""
+class Runs:
+    """Runs of the rows of a tensor (n, d), to be taken again and again.
 
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
-        self.row = x.shape[1:]
-        self.room = x.new_empty(0, *self.row)
+    Args:
+        x: the rows.
+        run: how many of them follow from each place on.
+        step: from one of them to the next.
+    """
+
+    def __init__(self, x: Tensor, run: int = 1, step: int = 1) -> None:
+        self.x, self.run, self.step = x, run, step
+        sizes, strides = (max(0, len(x) - (run - 1) * step), run, x.shape[1]), (x.stride(0), step * x.stride(0))
+        self.runs = x.detach().as_strided(sizes, (*strides, x.stride(1)))
+        self.room = x.new_empty(0, run, x.shape[1])
 
     def take(self, places: Tensor) -> Tensor:
-        """Return the rows at places (*), (*, ...); without gradients they are valid until the next call."""
+        """Return the runs at places (m, c), as (m, c run, d); without gradients they are valid until the next call."""
         if self.x.requires_grad and torch.is_grad_enabled():
-            return self.x[places]
+            return self.x[places[..., None] + self.step * torch.arange(self.run, device=places.device)].flatten(1, 2)
         count = places.numel()
         if len(self.room) < count:  # new memory each time would cost more than what is done in it
-            self.room = self.x.new_empty(count, *self.row)
-        taken = torch.index_select(self.x, 0, places.reshape(-1), out=self.room[:count])
-        return taken.view(*places.shape, *self.row)
+            self.room = self.x.new_empty(1 << (count - 1).bit_length(), *self.room.shape[1:])
+        taken = torch.index_select(self.runs, 0, places.reshape(-1), out=self.room[:count])
+        return taken.view(len(places), -1, self.x.shape[1])
 
 
 class Vectors:
@@ -41,22 +48,17 @@ class Vectors:
         self.first = (torch.arange(x.shape[0], device=x.device)[:, None] * batch + group * head).flatten()
 
     def places(self, owner: Tensor, tokens: Tensor) -> Tensor:
-        """Return which rows hold the tokens (m, c) of sequences and heads (m,), numbered b H + h."""
+        """Return which rows hold tokens (m, c) of sequences and heads (m,), numbered b H + h."""
         return self.first[owner][:, None] + tokens * self.step
 
     def chunk(self, count: int) -> int:
         """Return for how many m to take (m, count) vectors at once: those that stay in the caches of a processor."""
-        size = 2**18 * torch.get_num_threads() if self.rows.device.type == "cpu" else 2**24
+        size = 2**18 if self.rows.device.type == "cpu" else 2**24
         return max(1, size // (count * self.rows.shape[1]))
 
-    def reader(self) -> Rows:
-        """Return what takes vectors at places (m, c), as (m, c, d)."""
-        return Rows(self.rows)
-
-    def run_reader(self, run: int) -> Rows:
-        """Return what takes the vectors of `run` tokens from each place (m, c) on, as (m, c, run, d)."""
-        count, width = len(self.rows) - (run - 1) * self.step, self.rows.shape[1]
-        return Rows(self.rows.as_strided((max(0, count), run, width), (width, self.step * width, 1)))
+    def runs(self, run: int = 1) -> Runs:
+        """Return what takes the vectors of `run` tokens from places (m, c) on, as (m, c run, d)."""
+        return Runs(self.rows, run, self.step)
 
 
 def split(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -28,17 +28,19 @@ for sparse query components, for extending contexts and for dense first rows of 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from workingpapers.methods.attention import common, triton_blocks
 from workingpapers.methods.attention.common import Model, check_inputs
-from workingpapers.methods.attention.fused import fused_attention, trainable_attention
+from workingpapers.methods.attention.fused import fused_attention, joined, trainable_attention
 from workingpapers.methods.attention.gathering import Vectors, split
 from workingpapers.methods.attention.padding import real_pieces, unseen
 from workingpapers.methods.attention.parallel import each
@@ -106,8 +108,7 @@ class HiPAttention:
         out, lse = unseen(q, v)
         for row, queries, keys in real_pieces(q, k, key_mask):
             piece = q[row, :, queries], k[row, :, keys], v[row, :, keys]
-            found = self.search(*piece[:2])
-            out[row, :, queries], lse[row, :, queries] = self.attend(*piece, found, scale=scale)
+            out[row, :, queries], lse[row, :, queries] = self.attend(*piece, self.search(*piece[:2]), scale=scale)
         return out, lse
 
     @torch.no_grad()
@@ -122,37 +123,42 @@ class HiPAttention:
         """
         _check(q, k, k)
         n, keys = self.top_k // self.block_k, Vectors(k, q.shape[1])
-        found = [q.new_empty(*q.shape[:2], 0, n, dtype=torch.long)]
+        jobs = []
         for run in self._runs(q.shape[2], k.shape[2]):
             queries, owner, number = run.blocks(q)
             sampled = queries[:, (run.size - 1) % self.query_stride :: self.query_stride]
             total = torch.tensor(run.candidates, device=q.device)[number]
-            parts = split(_BATCH, sampled, owner, total)
-            leaves = each(lambda part: self._descend(keys, run.rounds, *part), parts, q, k)  # noqa: B023
-            found.append(torch.cat(leaves).view(*q.shape[:2], -1, n))
-        return torch.cat(found, dim=2)
+            jobs += [(run, part) for part in split(_BATCH, sampled, owner, total)]
+        leaves = _by_run(lambda run, part: self._descend(keys, run.rounds, *part), jobs, q, k)
+        found = [q.new_empty(*q.shape[:2], 0, n, dtype=torch.long)]
+        return torch.cat(found + [torch.cat(x).view(*q.shape[:2], -1, n) for x in leaves], dim=2)
 
     def _descend(self, keys: Vectors, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
         """Return what m query blocks (m, sampled, d) of heads (m,) find among (m,) candidates, (m, n)."""
         n, exact = self.top_k // self.block_k, torch.promote_types(q.dtype, torch.float32)
-        reader = keys.run_reader(self.block_k)
+        q, runs, first = q.to(exact).contiguous(), keys.runs(self.block_k), keys.places(owner, torch.tensor(self.sinks))
+        room = q.new_empty(min(keys.chunk(self.top_k), len(q)), q.shape[1], self.top_k)
 
         def scores(blocks: Tensor) -> Tensor:
-            places = keys.places(owner, self.sinks + blocks * self.block_k)
-            parts = split(keys.chunk(blocks.shape[1] * self.block_k), q.to(exact), places)
-            best = [(queries @ reader.take(part).flatten(1, 2).to(exact).mT).amax(dim=1) for queries, part in parts]
+            parts, best = split(len(room), q, torch.add(first, blocks, alpha=self.block_k * keys.step)), []
+            for queries, places in parts:
+                products = torch.bmm(queries, runs.take(places).to(exact).mT, out=room[: len(places)])
+                best.append(products.amax(dim=1))
             return torch.cat(best).view(*blocks.shape, self.block_k).amax(dim=2)
 
         edges = torch.arange(n + 1, device=q.device) * total[:, None] // n
         start, size = edges[:, :-1], edges.diff(dim=1)
-        kept = None if self.center else scores(start)
-        for _ in range(rounds):
-            half = size // 2
+        kept = [] if self.center else [scores(start)]
+        for left in reversed(range(rounds)):
+            half = size >> 1
             start, size = torch.cat([start, start + half], dim=1), torch.cat([half, size - half], dim=1)
-            both = scores(start + size // 2) if kept is None else torch.cat([kept, scores(start[:, n:])], dim=1)
-            best, index = both.masked_fill(size == 0, -torch.inf).topk(n, dim=1, sorted=False)
+            new = start + (size >> 1) if self.center else start[:, n:]
+            both = torch.cat([*kept, *map(scores, torch.split(new, n, dim=1))], dim=1)
+            if left == 0:  # until then every node holds a block at least
+                both.masked_fill_(size == 0, -torch.inf)
+            best, index = both.topk(n, dim=1, sorted=False)
             start, size = start.gather(1, index), size.gather(1, index)
-            kept = None if self.center else best
+            kept = [] if self.center else [best]
         return start.sort(dim=1).values
 
     def attend(
@@ -170,68 +176,53 @@ class HiPAttention:
         """
         _check(q, k, v)
         runs = self._runs(q.shape[2], k.shape[2], age)
-        counts = [len(run.candidates) for run in runs]
-        needed = (*q.shape[:2], sum(counts), self.top_k // self.block_k)
+        candidates = [n for run in runs for n in run.candidates]
+        needed = (*q.shape[:2], len(candidates), self.top_k // self.block_k)
         if found.shape != needed:
             raise ValueError(f"found must be (B, H, blocks, n) = {needed}, as search returns; got {tuple(found.shape)}")
         if triton_blocks.available(q, k, v):
-            candidates = [n for run in runs for n in run.candidates]
             listed = triton_blocks.of_tree(found, candidates, q.shape[2], self.block_q, self.block_k, self.sinks)
             return triton_blocks.listed_attention(q, k, v, listed, scale=scale)
-        dense = runs[0].begin if runs else q.shape[2]
-        seen = slice(k.shape[2] - q.shape[2] + dense)
-        parts = []
-        if dense or not runs:
-            parts.append(fused_attention(q[:, :, :dense], k[:, :, seen], v[:, :, seen], causal=True, scale=scale))
-        for run, blocks in zip(runs, torch.split(found, counts, dim=2), strict=True):
-            parts.append(self._attend_run(q, k, v, run, blocks, scale))
-        return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
-
-    def _attend_run(
-        self, q: Tensor, k: Tensor, v: Tensor, run: _Run, found: Tensor, scale: float | None
-    ) -> tuple[Tensor, Tensor]:
-        """Attend with the queries of a run: (B, H, run, d_v) and (B, H, run)."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
+        dense, past = runs[0].begin if runs else q.shape[2], k.shape[2] - q.shape[2]
+        first = q[:, :, :dense], k[:, :, : past + dense], v[:, :, : past + dense]
+        parts = [fused_attention(*first, causal=True, scale=scale)] if dense or not runs else []
         keys, values = Vectors(k, q.shape[1]), Vectors(v, q.shape[1])
-        near, bias = self._window(run, k.shape[2] - q.shape[2], q)
-        queries, owner, number = run.blocks(q)
-        first = torch.arange(self.sinks, device=q.device)
+        sinks = self.block_k * torch.arange(math.ceil(self.sinks / self.block_k), device=q.device)
 
-        def attend(part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-            blocks, heads, leaves, at = part
-            tokens = torch.cat([first.expand(len(at), -1), self._tokens(leaves), near[at]], dim=1)
-            places, readers = (x.places(heads, tokens) for x in (keys, values)), (keys.reader(), values.reader())
-            found = []
-            for some, k_places, v_places, numbers in split(keys.chunk(tokens.shape[1]), blocks, *places, at):
-                key, value = (x.take(at)[:, None] for x, at in zip(readers, (k_places, v_places), strict=True))
-                hidden = bias if len(bias) == 1 else bias[numbers]
-                found.append(trainable_attention(some, key, value, scale, bias=hidden))
-            out, lse = zip(*found, strict=True)
-            return torch.cat(out), torch.cat(lse)
+        def attend(run: _Run, part: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            bias, blocks, owner, leaves, near, kind = part
+            starts = torch.cat([sinks.expand(len(near), -1), self.sinks + self.block_k * leaves, near], dim=1)
+            stores = [(x.runs(self.block_k), x.places(owner, starts)) for x in (keys, values)]
+            step, done = keys.chunk(bias.shape[-1]), []
+            for some in (slice(low, low + step) for low in range(0, len(blocks), step)):
+                key, value = (x.take(places[some])[:, None] for x, places in stores)
+                hidden = bias if len(bias) == 1 else bias[kind[some]]
+                done.append(trainable_attention(blocks[some, None], key, value, scale, bias=hidden))
+            return joined(done)
 
-        parts = each(attend, split(_BATCH, queries[:, None], owner, found.flatten(0, 2), number), q, k, v)
-        out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
-        return out.view(*q.shape[:2], -1, v.shape[3]), lse.view(*q.shape[:2], -1)
+        jobs = []
+        for run, leaves in zip(runs, torch.split(found, [len(run.candidates) for run in runs], dim=2), strict=True):
+            queries, owner, number = run.blocks(q)
+            near, kind, bias = self._window(run, past, q)
+            tensors = queries, owner, leaves.flatten(0, 2), near[number], kind[number]
+            jobs += [(run, (bias, *part)) for part in split(_BATCH, *tensors)]
+        for out, lse in (joined(done) for done in _by_run(attend, jobs, q, k, v)):
+            parts.append((out.view(*q.shape[:2], -1, v.shape[3]), lse.view(*q.shape[:2], -1)))
+        return joined(parts, dim=2)
 
-    def _window(self, run: _Run, past: int, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the keys near each block (blocks, c) and the bias of all scores (blocks, 1, b_q, s + k + c).
-
-        The bias is -inf for keys out of sight, which are never sinks or found; (1, ...) if the same for all blocks.
-        """
-        begin = past + run.begin + run.size * torch.arange(len(run.candidates), device=q.device)[:, None]
-        edge = self.sinks + self.block_k * torch.tensor(run.candidates, device=q.device)[:, None]
-        reach = begin + run.size - edge
-        keys = edge + reach - int(reach.max()) + torch.arange(int(reach.max()), device=q.device)
-        seen = keys[:, None] <= (begin + torch.arange(run.size, device=q.device))[:, :, None]
-        seen = seen & (keys >= edge)[:, None]
-        seen = seen[:1] if bool((reach == reach[0]).all()) else seen
-        bias = q.new_zeros(seen.shape).masked_fill(~seen, -torch.inf)
-        return keys, nn.functional.pad(bias, (self.sinks + self.top_k, 0))[:, None]
-
-    def _tokens(self, blocks: Tensor) -> Tensor:
-        """Return the positions (..., m block_k) of the keys of blocks (..., m)."""
-        within = torch.arange(self.block_k, device=blocks.device)
-        return (self.sinks + blocks[..., None] * self.block_k + within).flatten(-2)
+    def _window(self, run: _Run, past: int, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where runs of keys near each block start (blocks, c), its kind (blocks,), and each kind's bias."""
+        begin = past + run.begin + run.size * torch.arange(len(run.candidates), device=q.device)
+        edge = self.sinks + self.block_k * torch.tensor(run.candidates, device=q.device)
+        reach, kind = torch.unique(begin + run.size - edge, return_inverse=True)
+        first, most = (math.ceil(x / self.block_k) * self.block_k for x in (self.sinks, int(reach.max())))
+        away = torch.arange(run.size - most, run.size, device=q.device)  # from a block's first query
+        hidden = (away > torch.arange(run.size, device=q.device)[:, None]) | (away < run.size - reach[:, None, None])
+        bias = q.new_zeros(len(reach), 1, run.size, first + self.top_k + most)
+        bias[..., self.sinks : first] = -torch.inf
+        bias[..., -most:].masked_fill_(hidden[:, None], -torch.inf)
+        return begin[:, None] + away[:: self.block_k], kind, bias
 
     def _candidates(self, position: int) -> int:
         """Return N of a query block that begins at a position."""
@@ -284,6 +275,12 @@ class _Run:
         queries = q[:, :, self.begin : self.begin + self.size * count].reshape(-1, self.size, q.shape[3])
         owner = torch.arange(heads, device=q.device).repeat_interleave(count)
         return queries, owner, torch.arange(count, device=q.device).repeat(heads)
+
+
+def _by_run(function: Callable[..., Any], jobs: list[tuple[_Run, Any]], *tensors: Tensor) -> list[list[Any]]:
+    """Return what a function returns for the jobs of each run, all of them side by side."""
+    done = zip(jobs, each(lambda job: function(*job), jobs, *tensors), strict=True)
+    return [[x for _, x in group] for _, group in itertools.groupby(done, key=lambda pair: pair[0][0].begin)]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from workingpapers.methods.attention import common, triton_blocks
 from workingpapers.methods.attention.common import Model, check_inputs, merge, repeat_heads, rotate
-from workingpapers.methods.attention.fused import EVEN, fused_attention
+from workingpapers.methods.attention.fused import EVEN, fused_attention, joined
 from workingpapers.methods.attention.padding import first_real, unseen
 from workingpapers.methods.attention.parallel import each
 
@@ -168,9 +168,7 @@ def window_attention(
         parts.append(_blocks(q, k, v, head, head + body, window, block, scale))
     if head + body < length:
         parts.append(_slice(q, k, v, head + body, length, window, scale, key_mask))
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([out for out, _ in parts], dim=2), torch.cat([lse for _, lse in parts], dim=2)
+    return joined(parts, dim=2)
 
 
 def _slice(

@@ -83,7 +83,10 @@ class VerticalSlash:
 def _largest(sums: Tensor, count: int, forced: int) -> Tensor:
     """Return where the largest sums are, the first `forced` counting as such, in rising order."""
     sums[:forced] = torch.inf
-    return sums.sort(descending=True, stable=True).indices[:count].sort().values
+    count = min(count, len(sums))
+    least = sums.topk(count, sorted=False).values.amin() if count else torch.inf
+    above, equal = sums > least, sums == least  # of equal sums the first count
+    return (above | (equal & (equal.cumsum(0) <= count - above.sum()))).nonzero().flatten()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the keys from a up to themselves, and what they see before a is the same for the
 by fused kernels, and merges them by their log-sum-exps; they must not overlap:
 
     local     the last n keys before a, and the own block       overlapping views of the keys, one mask for all blocks
-    shared    single keys that all blocks see, or some          one copy of them for all blocks
+    shared    single keys that all blocks see                   one copy of them for all blocks
     listed    runs of keys, by a list for each block            gathered
 
 Time is that of the scores and of some copying and merging, memory is linear in T. `Lines` and `Blocks` are two ways to
@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from workingpapers.methods.attention.common import causal_mask, merge
-from workingpapers.methods.attention.fused import EVEN, fused_attention, trainable_attention
-from workingpapers.methods.attention.gathering import Rows
+from workingpapers.methods.attention.fused import EVEN, fused_attention, joined, trainable_attention
+from workingpapers.methods.attention.gathering import Runs
 from workingpapers.methods.attention.parallel import each
 
 GATHERED = 2**12
@@ -65,7 +66,7 @@ class Cut:
             mask = causal_mask(self.size, width, self.k.device)[None, None]
             mask[..., : width - reach - self.size] = False
             parts.append(self._views(head, width, mask))
-        self._add(*_joined(parts))
+        self._add(*joined(parts))
 
     def _everything(self, head: int) -> tuple[Tensor, Tensor]:
         """Attend with the first `head` blocks to all that comes before."""
@@ -78,37 +79,36 @@ class Cut:
             found = merge(*found, *earlier)
         return found[0].view(head, 1, self.size, -1), found[1].view(head, 1, self.size)
 
-    def shared(self, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> None:
-        """See keys (n, d) with values (n, d_v), each block all of them or those in its row of `seen` (N, n)."""
-        if len(keys) == 0:
-            return
-        keys, values = keys[None, None], values[None, None]
-        if seen is None:  # all blocks as one, for the kernel likes many queries
-            out, lse = fused_attention(self.q.view(1, 1, -1, self.q.shape[-1]), keys, values, scale=self.scale)
+    def shared(self, keys: Tensor, values: Tensor) -> None:
+        """See keys (n, d) with values (n, d_v)."""
+        if len(keys):  # all blocks as one, for the kernel likes many queries
+            q = self.q.view(1, 1, -1, self.q.shape[-1])
+            out, lse = fused_attention(q, keys[None, None], values[None, None], scale=self.scale)
             self._add(out.view(self.count, 1, self.size, -1), lse.view(self.count, 1, self.size))
-        else:
-            keys, values = (x.expand(self.count, -1, -1, -1) for x in (keys, values))
-            self._add(*fused_attention(self.q, keys, values, scale=self.scale, mask=seen[:, None, None]))
 
-    def listed(self, runs: Tensor, size: int) -> None:
-        """See the keys i size .. (i + 1) size - 1 for each i in a block's row of `runs` (N, n), where -1 is none."""
-        end = int(self.blocks[-1]) * self.size // size * size  # runs lie before the last block
-        if runs.numel() == 0 or end == 0:
-            return
-        stores = [(x.shape[1], Rows(x[:end].reshape(end // size, size * x.shape[1]))) for x in (self.k, self.v)]
-        seen, bias = runs >= 0, None
+    def listed(self, starts: Tensor, seen: Tensor, size: int) -> None:
+        """See `size` keys from each of a block's `starts` (N, n) on where its row of `seen` (N, n) is true."""
         blind = ~seen.any(dim=1)
-        if not bool(seen.all()):  # blocks that see nothing attend to anything, and what they find counts nothing
-            hidden = ~(seen | blind[:, None]).repeat_interleave(size, dim=1)[:, None, None]
-            bias = self.q.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+        if bool(blind.all()):
+            return
+        seen = seen.clone()
+        seen[:, 0] |= blind  # blocks that see nothing attend to anything, and what they find counts nothing
+        counts = seen.sum(dim=1)
+        numbers = counts.tolist()
+        lists = list(torch.split(starts.masked_select(seen).clamp_(0, len(self.k) - size), numbers))
+        stores = [Runs(x, size) for x in (self.k, self.v)]
         room = GATHERED if self.k.device.type == "cpu" else 64 * GATHERED
-        step, places, parts = max(1, room // (runs.shape[1] * size)), runs.clamp(min=0), []
-        for start in range(0, self.count, step):
-            some = slice(start, start + step)
-            keys, values = (x.take(places[some]).view(-1, 1, runs.shape[1] * size, width) for width, x in stores)
-            some_bias = None if bias is None else bias[some]
-            parts.append(trainable_attention(self.q[some], keys, values, self.scale, bias=some_bias))
-        out, lse = _joined(parts)
+        step, parts = max(1, room // (max(numbers) * size)), []
+        for low in range(0, self.count, step):
+            some, bias = slice(low, low + step), None
+            places = lists[low][None] if step == 1 else pad_sequence(lists[some], batch_first=True)
+            if min(numbers[some]) < places.shape[1]:
+                hidden = torch.arange(places.shape[1], device=starts.device) >= counts[some, None]
+                hidden = hidden.repeat_interleave(size, dim=1)[:, None, None]
+                bias = self.q.new_zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+            keys, values = (x.take(places)[:, None] for x in stores)
+            parts.append(trainable_attention(self.q[some], keys, values, self.scale, bias=bias))
+        out, lse = joined(parts)
         self._add(out, lse.masked_fill(blind[:, None, None], -torch.inf))
 
     def result(self) -> tuple[Tensor, Tensor]:
@@ -156,12 +156,7 @@ def _by_rows(
         look(cut)
         return cut.result()
 
-    return _joined(each(part, range(past // step * step, len(k), step), q, k, v))
-
-
-def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    out, lse = zip(*parts, strict=True)
-    return parts[0] if len(parts) == 1 else (torch.cat(out), torch.cat(lse))
+    return joined(each(part, range(past // step * step, len(k), step), q, k, v))
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,17 +193,18 @@ class Lines:
         far = shown[reach + 1 :].nonzero().flatten() + reach + 1
         columns = self.columns[self.columns < len(k)]
         keys, values = k[columns], v[columns]
-        alone = torch.ones(len(k), dtype=torch.bool, device=k.device).index_fill(0, columns, False)
+        hidden = int(far[-1]) if len(far) else 0  # positions before the first that blocks might look at
+        alone = F.pad(torch.ones_like(shown[1:]).index_fill(0, columns, False), (hidden, 0))
 
         def look(cut: Cut) -> None:
-            starts = cut.blocks * block_size
+            starts = cut.blocks[:, None] * block_size
             cut.local(reach)
-            all_see, some_see = torch.searchsorted(columns, starts[[0, -1]] - reach).tolist()
+            all_see, some_see = torch.searchsorted(columns, starts[[0, -1], 0] - reach).tolist()
             cut.shared(keys[:all_see], values[:all_see])
-            some = slice(all_see, some_see)
-            cut.shared(keys[some], values[some], columns[some] < starts[:, None] - reach)
-            places = (starts[:, None] - far[far <= starts[-1]]).clamp(min=-1)
-            cut.listed(places.masked_fill(~alone[places], -1), 1)
+            some = columns[all_see:some_see].expand(len(starts), -1)
+            along = starts - far[far <= starts[-1]]
+            seen = alone.index_select(0, (along + hidden).flatten()).view(along.shape), some < starts - reach
+            cut.listed(torch.cat([along, some], dim=1), torch.cat(seen, dim=1), 1)
 
         return _by_rows(q, k, v, block_size, scale, look)
 
@@ -266,13 +262,12 @@ class Blocks:
 
         def look(cut: Cut) -> None:
             rows, own = self.rows[cut.blocks], cut.blocks[:, None]
-            earlier = rows.masked_fill(rows == own, -1).sort(dim=1, descending=True).values
-            count = (earlier >= 0).sum(dim=1)
-            if bool((count == cut.blocks).all()):  # every block sees all before it
+            seen = (rows >= 0) & (rows != own)
+            if bool((seen.sum(dim=1) == cut.blocks).all()):  # every block sees all before it
                 cut.local(int(cut.blocks[-1]) * block_size)
                 return
             cut.local(0)
-            cut.listed(earlier[:, : int(count.max())], block_size)
+            cut.listed(rows * block_size, seen, block_size)
 
         return _by_rows(q, k, v, block_size, scale, look)
 
