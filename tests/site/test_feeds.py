@@ -178,22 +178,28 @@ def test_each_list_has_a_feed(client, kind, path, slugs):
     assert page.status_code == 200  # what a feed points at is there
 
 
-def test_a_reader_that_has_it_is_told_so(client):
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("cookie", [{}, {"Cookie": "a=b"}], ids=["kept", "made anew"])
+def test_a_reader_that_has_it_is_told_so(client, method, cookie):
+    def status(**headers):
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = client.request(method, "/feeds/trending.atom", headers=cookie | given)
+        assert (answer.content == b"") == (method == "HEAD" or answer.status_code == 304)
+        return answer.status_code
+
     first = client.get("/feeds/trending.atom")
     etag, modified = first.headers["etag"], first.headers["last-modified"]
-    assert client.get("/feeds/trending.atom", headers={"If-None-Match": etag}).status_code == 304
-    later = {"Cookie": "a=b"}  # passes by the cache of a few seconds
-    assert client.get("/feeds/trending.atom", headers=later | {"If-Modified-Since": modified}).status_code == 304
-    old = formatdate(parsedate_to_datetime(modified).timestamp() - 1, usegmt=True)
-    for given_date in (old, "yesterday", "Mon, 99 Foo 2026 99:99:99 GMT"):
-        assert client.get("/feeds/trending.atom", headers=later | {"If-Modified-Since": given_date}).status_code == 200
-    both = later | {"If-Modified-Since": modified, "If-None-Match": '"other"'}
-    assert client.get("/feeds/trending.atom", headers=both).status_code == 200  # the tag decides: RFC 9110, 13.1.3
+    later, old = (formatdate(parsedate_to_datetime(modified).timestamp() + off, usegmt=True) for off in (60, -1))
+    assert status(If_None_Match=etag) == status(If_Modified_Since=modified) == status(If_Modified_Since=later) == 304
+    for no_date in (old, "yesterday", "", "Mon, 99 Foo 2026 99:99:99 GMT"):
+        assert status(If_Modified_Since=no_date) == 200
+    assert status(If_Modified_Since=modified, If_None_Match='"other"') == 200  # the tag decides: RFC 9110, 13.1.3
     with writing(client.app.state.engine) as connection:
         connection.execute(update(papers).where(papers.c.id == 1).values(title="Renamed"))
-    changed = client.get("/feeds/trending.atom", headers=later | {"If-Modified-Since": modified, "If-None-Match": etag})
+    changed = client.get("/feeds/trending.atom", headers={"Cookie": "a=b", "If-Modified-Since": modified})
     assert changed.status_code == 200
     assert b"Renamed" in changed.content
+    assert changed.headers["etag"] != etag
 
 
 @pytest.mark.parametrize(

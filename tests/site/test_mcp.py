@@ -50,7 +50,17 @@ def said(arguments):
         "unused": ("how_to_use", {"paper": "2611.00001"}),
         "no paper": ("show_paper", {"paper": "nope"}),
         "no topic": ("search_papers", {"query": "x", "topic": "feature-transfr"}),
-        "no number": ("search_papers", {"query": "x", "limit": 1000}),
+        "too many": ("search_papers", {"query": "x", "limit": 1000}),
+        "no number": ("search_papers", {"query": "x", "limit": "ten"}),
+        "no whole number": ("search_papers", {"query": "x", "limit": 2.5}),
+        "nothing": ("search_papers", {}),
+        "no text": ("search_papers", {"query": None, "topic": 5}),
+        "too long": ("search_papers", {"query": "x" * 1001}),
+        "no order": ("search_papers", {"query": "x", "sort": "newest"}),
+        "no list": ("search_papers", {"query": "x", "has": "method"}),
+        "no thing to have": ("search_papers", {"query": "x", "has": ["method", "data"]}),
+        "no argument": ("search_papers", {"query": "x", "topics": "probe"}),
+        "no tool": ("search_paper", {"query": "x"}),
         "no task": ("leaderboard", {"task": "nope"}),
         "no date": ("trending", {"date": "soon"}),
     }
@@ -131,7 +141,6 @@ def test_leaderboards_are_those_of_the_store(said):
     [
         ("no paper", "search_papers finds papers"),
         ("no topic", "Did you mean 'feature-transfer'"),
-        ("no number", "less than or equal to 50"),
         ("no task", "Unknown task 'nope'"),
         ("no date", "2026-W48"),
     ],
@@ -139,6 +148,34 @@ def test_leaderboards_are_those_of_the_store(said):
 def test_mistakes_are_explained(said, name, words):
     assert said[name].is_error
     assert words in said[name].content[0].text
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("too many", "limit must be 50 or less; got 1000."),
+        ("no number", "limit must be a whole number; got 'ten'."),
+        ("no whole number", "limit must be a whole number; got 2.5."),
+        ("nothing", "query is missing."),
+        ("no text", "query must be text; got null. topic must be text; got 5."),
+        ("too long", f"query may have 1000 characters at most; got '{'x' * 80}'."),
+        ("no order", "sort must be 'relevance', 'date', 'trending' or 'citations'; got 'newest'."),
+        ("no list", "has must be a list; got 'method'."),
+        ("no thing to have", "has.1 must be 'method' or 'code'; got 'data'."),
+        ("no paper", "No paper 'nope' here. search_papers finds papers and gives their slugs."),
+    ],
+)
+def test_values_that_are_not_allowed_are_named(said, name, sentence):
+    assert said[name].is_error
+    assert said[name].content[0].text == sentence
+
+
+def test_tools_and_arguments_that_are_not_known_are_refused_with_the_nearest(said):
+    for name, words in (("no argument", "Unknown argument 'topics' of search_papers"), ("no tool", "Unknown tool")):
+        assert said[name].is_error
+        assert said[name].content[0].text.startswith(words)
+    assert "'topic'" in said["no argument"].content[0].text
+    assert "'search_papers'" in said["no tool"].content[0].text
 
 
 def test_leaderboards_are_listed_or_whole(tmp_path):

@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from workingpapers.errors import UserError
 from workingpapers.site import trending
 from workingpapers.site.schema import library, papers, searches, tags, votes
+from workingpapers.site.search.query import plain
 
 MOST_TAGS_ON_A_PAPER, MOST_TAGGED, MOST_KEPT, MOST_SEARCHES = 20, 10_000, 10_000, 50
 LONGEST_TAG, LONGEST_QUERY = 40, 200
@@ -165,8 +166,8 @@ def save_search(connection: Connection, user: int, query: str, now: float, *, al
     Raises:
         UserError: it is empty or too long, or there are too many.
     """
-    query = " ".join(query.split())
-    if not 0 < len(query) <= LONGEST_QUERY or not query.isprintable():
+    query = plain(query)
+    if not 0 < len(query) <= LONGEST_QUERY:
         raise UserError(f"A search to keep has 1 to {LONGEST_QUERY} characters; got {query[:40]!r}.")
     mine = searches.c.user_id == user
     if not connection.execute(select(searches.c.id).where(mine, searches.c.query == query)).one_or_none():

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
 
-from mcp.server.mcpserver import MCPServer
-from mcp.server.mcpserver.exceptions import ToolError
-from mcp_types import ToolAnnotations
-from pydantic import BaseModel, Field
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
+from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy import func, or_, select
 
 from workingpapers import __version__
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, unknown_name
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.present import Assessed
 from workingpapers.runs.store import Store
@@ -35,6 +35,7 @@ from workingpapers.site.settings import Settings, load_settings
 from workingpapers.site.web.api_boards import Leaderboard, LeaderboardDetail
 from workingpapers.site.web.api_models import Claim, Method, PaperDetail, method_of
 from workingpapers.site.web.measured import Measured, fitting
+from workingpapers.site.web.refusal import wrong_value
 from workingpapers.site.web.render import gist
 
 INSTRUCTIONS = (
@@ -143,7 +144,11 @@ class Tools:
     def search_papers(
         self,
         query: Annotated[
-            str, Field(description='words or a sentence; "exact phrase", -word, author:, venue:, year:2020..2023')
+            str,
+            Field(
+                max_length=1000,
+                description='words or a sentence; "exact phrase", -word, author:, venue:, year:2020..2023',
+            ),
         ],
         topic: Annotated[str, Field(description="id of a topic, such as feature-transfer")] = "",
         task: Annotated[str, Field(description="a task that measures papers, such as probe")] = "",
@@ -246,9 +251,39 @@ class Tools:
         return found[0], self._measured.now().papers.get(found[0].card or "")
 
 
+class _Server(MCPServer[Any]):
+    """The SDK's server, which says what is wrong with a call in the page's own sentences."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        """Call a tool.
+
+        Raises:
+            ToolError: a tool or an argument that is not known, a value that is not allowed, or what the tool refuses.
+        """
+        taken = {tool.name: tool.input_schema["properties"] for tool in await self.list_tools()}
+        with _telling():
+            if name not in taken:
+                raise unknown_name("tool", name, taken)
+            for it in arguments:
+                if it not in taken[name]:
+                    raise unknown_name("argument", it, taken[name], of=name)
+        try:
+            return await super().call_tool(name, arguments, context)
+        except UnexpectedToolError:
+            raise
+        except ToolError as error:
+            why = error.__cause__
+            if isinstance(why, ValidationError):
+                wrong = ({**it, "loc": ("arguments", *it["loc"])} for it in why.errors())
+                raise ToolError(" ".join(map(wrong_value, wrong))) from why
+            raise ToolError(str(why or error)) from why
+
+
 def make_server(settings: Settings) -> MCPServer[Any]:
     """Return the server; `run()` speaks over standard input and output."""
-    server: MCPServer[Any] = MCPServer(
+    server = _Server(
         "workingpapers", title="Working Papers", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
     )
     tools = Tools(settings)

@@ -78,7 +78,7 @@ def use_once(connection: Connection, token: str, now: float) -> None:
     digest = hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()
     row = insert(used_tokens).values(digest=digest, expires=now + REMEMBERED).on_conflict_do_nothing()
     if connection.execute(row.returning(used_tokens.c.digest)).one_or_none() is None:
-        raise UserError("This link was used already. Ask for a new one.")
+        raise UserError("This link was used already, and did what it is for. To do it again, ask for a new one.")
     connection.execute(delete(used_tokens).where(used_tokens.c.expires <= now))
 
 

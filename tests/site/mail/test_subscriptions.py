@@ -159,7 +159,6 @@ def test_a_bounced_address_stays_so_until_it_is_confirmed(database):
         ({"frequency": "daily", "topics": ["compresion"]}, "Did you mean 'compression'"),
         ({"frequency": "daily", "queries": ["x"] * 2 + list("abcdef")}, f"{MOST_QUERIES} searches at most"),
         ({"frequency": "daily", "queries": ["x" * 201]}, "200 characters"),
-        ({"frequency": "daily", "queries": ["a\x1b[31m"]}, "characters"),
     ],
 )
 def test_wishes_that_cannot_be_are_named(given, said):
@@ -168,7 +167,9 @@ def test_wishes_that_cannot_be_are_named(given, said):
 
 
 def test_wishes_are_tidied():
-    assert read_wish("daily", ["pruning", "pruning"], [" a  b ", "", "a b"]) == Wish("daily", ("pruning",), ("a b",))
+    assert read_wish("daily", ["pruning", "pruning"], [" a  b ", "", "a\u200cb\x1b", "\u202e"]) == Wish(
+        "daily", ("pruning",), ("a b",)
+    )
     assert Wish("daily", ("no longer there",)).as_words() == "whatever trends, every day"
     assert WEEKLY.as_words() == "what trends in Model compression, Multimodal, “linear probe”, every Monday"
 

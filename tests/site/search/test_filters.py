@@ -8,8 +8,9 @@ from workingpapers.errors import UserError
 from workingpapers.papers.topics import load_topics
 from workingpapers.site.database import writing
 from workingpapers.site.schema import papers
+from workingpapers.site.search import fulltext
 from workingpapers.site.search.filters import Filters, conditions
-from workingpapers.site.search.query import Query
+from workingpapers.site.search.query import Query, parse
 
 
 def test_a_topic_has_the_papers_of_those_below_it(database):
@@ -27,6 +28,15 @@ def test_the_years_of_filter_and_query_both_hold(sqlite_database):
         ids = [made(connection, 1, year=year)[0] for year in range(2018, 2024)]
         limits = conditions("sqlite", Filters(year="2019..2022"), Query(years=(2021, None)))
         assert sorted(connection.execute(select(papers.c.id).where(*limits)).scalars()) == ids[3:5]
+
+
+def test_what_is_excluded_is_looked_for_once_however_many_words_it_is(database):
+    fulltext.ensure(database)
+    with writing(database) as connection:
+        ids = [made(connection, 1, title=title, abstract="")[0] for title in ("One two", "Two", "Three", "Four words")]
+        limits = conditions(database.dialect.name, Filters(), parse('-one -one -three -"four words"'))
+        assert connection.execute(select(papers.c.id).where(*limits)).scalars().all() == [ids[1]]
+        assert len(limits) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from papers_made import made
 from workingpapers.site.database import writing
 from workingpapers.site.schema import papers
 from workingpapers.site.search import fulltext, plan
-from workingpapers.site.search.plan import Frequencies, by_words, planned
+from workingpapers.site.search.plan import Among, Frequencies, by_words, planned
 from workingpapers.site.search.query import Term, parse
 from workingpapers.site.search.spelling import Speller
 from workingpapers.site.search.titles import Titles
@@ -21,7 +21,7 @@ def brought(engine, text, *, thorough=False, limits=(), count=50, known=False):
         titles.refresh()
     with engine.connect() as connection:
         plan_ = planned(connection, query, Frequencies(), Speller(engine))
-        return by_words(connection, plan_, query.needed, limits, count, titles, thorough=thorough)
+        return by_words(Among(connection, titles, limits, count), plan_, query.needed, thorough=thorough)
 
 
 def test_papers_with_all_the_words_hold_all_and_others_less(database):

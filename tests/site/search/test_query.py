@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workingpapers.errors import UserError
-from workingpapers.site.search.query import narrowed, parse, read_years, split
+from workingpapers.site.search.query import narrowed, parse, plain, read_years, split
 
 
 def words(terms):
@@ -86,3 +86,16 @@ def test_words_hold_letters_and_digits_alone(text):
 def test_a_query_of_any_length_has_few_terms():
     assert len(parse("ab " * 100_000).words) == 1
     assert len(parse(" ".join(f"w{n}" for n in range(10_000))).words) <= 64
+
+
+def test_what_is_said_twice_counts_once():
+    query = parse('deep deep author:li author:li "a phrase" "a phrase" -x -x')
+    assert [len(terms) for terms in (query.words, query.needed, query.excluded)] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [("  a \n b\t", "a b"), ("a\0b\x1b[31m", "a b [31m"), ("\u202e\u200b", ""), ("深度 שלום", "深度 שלום")],
+)
+def test_a_query_is_kept_as_a_line_that_can_be_seen(typed, kept):
+    assert plain(typed) == kept

@@ -78,4 +78,4 @@ def test_numbers_are_narrowed_to_a_machine(client, names):
 
 def test_an_empty_store_says_how_to_fill_it(client, world, tmp_path, monkeypatch):
     monkeypatch.setattr(world.app.state, "measured", Measured(Store(str(tmp_path / "none.sqlite"))))
-    assert "papers try probe" in client.get("/leaderboards?task=").text
+    assert "papers try probe" in client.get("/leaderboards?nothing=kept").text

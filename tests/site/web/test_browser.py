@@ -139,6 +139,19 @@ def test_search_by_keyboard_alone(opened):
     assert page.locator("mark").count() > 0
 
 
+def test_going_back_from_a_search_brings_the_one_before_with_its_words(opened):
+    page = opened("/search?q=frozen&sort=date")
+    page.get_by_label("Search for").fill("moment probing")
+    page.get_by_label("Sort by").select_option("citations")
+    page.keyboard.press("Tab")
+    page.get_by_role("main").get_by_role("button", name="Search").click()
+    page.wait_for_url("**q=moment+probing**")
+    page.go_back()
+    assert page.get_by_role("heading", level=1).inner_text() == "Papers on frozen"
+    assert page.get_by_label("Search for").input_value() == "frozen"
+    assert page.get_by_label("Sort by").input_value() == "date"
+
+
 def test_the_first_stop_of_the_tab_key_skips_to_the_content(opened):
     page = opened("/papers/moment-probing")
     page.keyboard.press("Tab")
@@ -188,6 +201,22 @@ def test_a_formula_too_long_for_a_phone_scrolls_alone(opened, world):
     assert page.evaluate("document.querySelector('math').namespaceURI") == "http://www.w3.org/1998/Math/MathML"
     wide = "[...document.querySelectorAll('.formula')].map((e) => e.scrollWidth > e.clientWidth)"
     assert page.evaluate(wide) == [True, True]
+
+
+def test_what_is_written_from_right_to_left_runs_so_alone(opened, world):
+    with writing(world.app.state.engine) as connection:
+        made(connection, 1, slug="hebrew", title="מודלים (BERT) 2.0!", abstract="מבוא (ראו כאן).", authors=["דוד כהן"])
+    page = opened("/papers/hebrew", width=320)
+    # Where each letter of an element stands: the mark at a text's end is left of all before it.
+    lefts = """(selector) => { const text = document.createTreeWalker(document.querySelector(selector), 4).nextNode();
+        return [...text.data].map((_, at) => { const range = document.createRange(); range.setStart(text, at);
+            range.setEnd(text, at + 1); return range.getBoundingClientRect().left; }); }"""
+    for selector in ("h1", ".summary"):
+        places = page.evaluate(lefts, selector)
+        assert places[-1] == min(places), selector
+    page.goto(page.url.partition("/papers")[0] + "/search?q=מודלים", wait_until="networkidle")
+    assert page.evaluate(lefts, "time") == sorted(page.evaluate(lefts, "time"))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
 
 
 def test_the_interactive_plot(opened, paths):

@@ -122,6 +122,26 @@ def test_an_answer_that_is_still_right_is_not_sent_again():
     assert first.headers["cache-control"] == "no-cache"
 
 
+@pytest.mark.parametrize(
+    ("since", "status"),
+    [
+        ("Wed, 25 Nov 2026 10:00:00 GMT", 304),
+        ("Wed, 25 Nov 2026 11:00:00 +0100", 304),
+        ("Wed, 25 Nov 2026 09:59:59 GMT", 200),
+        ("soon", 200),
+    ],
+)
+def test_an_answer_with_a_date_is_not_sent_again_to_who_has_it(since, status):
+    app = Counting(headers=[(b"last-modified", b"Wed, 25 Nov 2026 10:00:00 GMT")])
+    client = asking(app)
+    first, kept = (
+        asyncio.run(client.request(method, "/a", headers={"If-Modified-Since": since})) for method in ("GET", "HEAD")
+    )
+    assert (first.status_code, kept.status_code, app.asked) == (status, status, 1)
+    assert first.headers["etag"] == kept.headers["etag"]
+    assert asyncio.run(asking(Counting()).get("/a", headers={"If-Modified-Since": since})).status_code == 200
+
+
 def test_text_is_compressed_for_who_takes_it():
     app = Counting(body="page " * 400)
 

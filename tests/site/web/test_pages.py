@@ -374,3 +374,14 @@ def test_a_database_that_takes_no_changes_is_told_and_read_on(signed_in, world):
     assert "nothing was changed" in answer.text
     assert 'aria-pressed="true"' not in page.text
     assert signed_in.post("/papers/paper-25/vote", headers=here).status_code == 303
+
+
+def test_a_paper_without_abstract_says_so_and_a_long_query_has_a_short_heading(client, world):
+    with writing(world.app.state.engine) as connection:
+        made(connection, 1, slug="bare", title="Bare", abstract="", authors=[], venue="", year=None, published=None)
+    text = client.get("/papers/bare").text
+    assert "No abstract of this paper is known here." in text
+    assert "No abstract" not in client.get("/papers/paper-20").text
+    long = client.get("/search", params={"q": "w" * 1000}).text
+    assert len(re.search("<h1>(.*?)</h1>", long)[1]) < 200
+    assert f'value="{"w" * 1000}"' in long

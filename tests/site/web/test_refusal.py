@@ -65,7 +65,7 @@ def said():
         ("share=1", "share must be less than 1.0; got '1'."),
         ("sort=Date", "sort must be 'date' or 'votes'; got 'Date'."),
         ("is_on=maybe", "is_on must be true or false; got 'maybe'."),
-        ("has=a&has=b&has=c", "has may be given 2 times at most; got ['a', 'b', 'c']."),
+        ("has=a&has=b&has=c", 'has may be given 2 times at most; got ["a", "b", "c"].'),
     ],
 )
 def test_parameters(said, query, sentence):
@@ -76,6 +76,7 @@ def test_parameters(said, query, sentence):
     ("body", "sentence"),
     [
         ('{"text": 5}', "text must be text; got 5."),
+        ('{"text": null}', "text must be text; got null."),
         ('{"text": "x"}', "text must have 2 or more characters; got 'x'."),
         ('{"text": "xxxxx"}', "text may have 4 characters at most; got 'xxxxx'."),
         ('{"text": "xx", "alert": 1}', "alert must be true or false; got 1."),

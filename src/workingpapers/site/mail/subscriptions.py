@@ -28,6 +28,7 @@ from workingpapers.site import tokens
 from workingpapers.site.mail.message import clean_address, compose
 from workingpapers.site.mail.outbox import enqueue
 from workingpapers.site.schema import outbox, subscriptions
+from workingpapers.site.search.query import plain
 from workingpapers.site.settings import Settings
 
 FREQUENCIES = {"daily": "every day", "weekdays": "Monday to Friday", "weekly": "every Monday"}
@@ -79,13 +80,13 @@ def read_wish(frequency: str, topics: Iterable[str] = (), queries: Iterable[str]
     if frequency not in FREQUENCIES:
         raise unknown_name("frequency", frequency, FREQUENCIES)
     chosen = tuple(dict.fromkeys(check_topic(name).id for name in topics))
-    kept = tuple(dict.fromkeys(" ".join(query.split()) for query in queries if query.strip()))
+    kept = tuple(dict.fromkeys(filter(None, map(plain, queries))))
     if len(chosen) > MOST_TOPICS:
         raise UserError(f"A subscription may have {MOST_TOPICS} topics at most; choose one above them instead.")
     if len(kept) > MOST_QUERIES:
         raise UserError(f"A subscription may have {MOST_QUERIES} searches at most; got {len(kept)}.")
     for query in kept:
-        if len(query) > LONGEST_QUERY or not query.isprintable():
+        if len(query) > LONGEST_QUERY:
             raise UserError(f"A search may have {LONGEST_QUERY} characters at most; got {query[:40]!r}...")
     return Wish(frequency, chosen, kept)
 

@@ -24,7 +24,7 @@ from workingpapers.site.search.encoder import Encoder, load_encoder
 from workingpapers.site.search.filters import SORTS, Filters, conditions, ordered
 from workingpapers.site.search.fuse import fused
 from workingpapers.site.search.highlight import Marker
-from workingpapers.site.search.plan import Frequencies, Plan, by_words, planned
+from workingpapers.site.search.plan import Among, Frequencies, Plan, by_words, planned
 from workingpapers.site.search.query import Query, parse, split
 from workingpapers.site.search.spelling import Speller
 from workingpapers.site.search.titles import Titles
@@ -48,7 +48,7 @@ class Hit:
     Attributes:
         paper: the paper.
         title, snippet: with what was looked for marked, as safe HTML; the snippet is of the abstract or summary.
-        score: by relevance, 0 to 1; 0 in other orders.
+        score: by relevance, see `fuse`: higher for better, to compare within a search; 0 in other orders.
     """
 
     paper: Paper
@@ -184,7 +184,7 @@ class Searcher:
                 title = connection.execute(select(papers.c.title).where(papers.c.id == paper_id)).scalar() or ""
                 words = parse(" ".join(split(title)))
                 plan = planned(connection, words, self._frequencies, self._speller)
-                found = by_words(connection, plan, (), [], k + 1, self._titles, thorough=True)
+                found = by_words(Among(connection, self._titles, [], k + 1), plan, (), thorough=True)
                 ids = sorted(found, key=lambda number: -found[number])
             return by_ids(connection, [number for number in ids if number != paper_id][:k])
 
@@ -193,11 +193,13 @@ class Searcher:
     ) -> dict[int, float]:
         """Return the scores of the papers found by words and by meaning, the best first."""
         vector = self._vector(query, plan)
-        words = by_words(connection, plan, query.needed, limits, BY_WORDS, self._titles, thorough=vector is None)
+        among = Among(connection, self._titles, limits, BY_WORDS)
+        words = by_words(among, plan, query.needed, thorough=vector is None)
         if vector is None:
             return fused(connection, query, plan, words, None, self._titles)
-        needed = [fulltext.holding(connection.dialect.name, [[term]]) for term in query.needed]
-        near = self._near(connection, vector, [*limits, *needed])
+        if query.needed:
+            limits = [*limits, fulltext.holding(connection.dialect.name, [[term] for term in query.needed])]
+        near = self._near(connection, vector, limits)
         cosines = self._vectors.similarities(vector, list(words.keys() | near))
         return fused(connection, query, plan, words, cosines, self._titles)
 

@@ -68,9 +68,8 @@ class Filters:
 
 def conditions(dialect: str, filters: Filters, query: Query) -> list[ColumnElement[bool]]:
     """Return what papers must be, but for the words and phrases that they should hold."""
-    return [*_of_filters(dialect, filters), *_of_years(*narrowed(filters.years(), query.years))] + [
-        ~fulltext.holding(dialect, [[term]]) for term in query.excluded
-    ]
+    excluded = [~fulltext.holding(dialect, [query.excluded])] if query.excluded else []
+    return [*_of_filters(dialect, filters), *_of_years(*narrowed(filters.years(), query.years)), *excluded]
 
 
 def _of_filters(dialect: str, filters: Filters) -> Iterator[ColumnElement[bool]]:

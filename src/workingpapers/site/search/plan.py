@@ -102,81 +102,78 @@ def _known_or_apart(connection: Connection, terms: Sequence[Term], frequencies: 
             yield from (Term(((part,),), None, part) for part in term.phrases[0] if part not in STOP)
 
 
-def by_words(
-    connection: Connection,
-    plan: Plan,
-    needed: Sequence[Term],
-    limits: Sequence[ColumnElement[bool]],
-    count: int,
-    titles: Titles,
-    *,
-    thorough: bool,
-) -> dict[int, float]:
+@dataclass(frozen=True)
+class Among:
+    """The papers among which words are looked for.
+
+    Attributes:
+        connection: that may read.
+        titles: the words of papers' titles and authors.
+        limits: on columns of papers, which must hold.
+        count: of papers that each step brings in, at most.
+    """
+
+    connection: Connection
+    titles: Titles
+    limits: Sequence[ColumnElement[bool]]
+    count: int
+
+    def best(self, groups: fulltext.Groups) -> dict[int, float]:
+        """Return the best papers with their scores, best first; see `fulltext.ranked`."""
+        return dict(fulltext.ranked(self.connection, groups, self.limits, self.count))
+
+    def titled(self, ids: Sequence[int], words: Sequence[Term]) -> list[int]:
+        """Return which of some papers have all words in title and authors, titles with few other words first."""
+        import numpy as np
+
+        ids = self.titles.known(self.connection, ids)
+        of = self.titles.of(ids)
+        there = np.flatnonzero(np.logical_and.reduce([of.holding(term) for term in words]))
+        order = there[np.argsort(-of.covered(words)[there], kind="stable")]
+        return [ids[place] for place in order[: self.count]]
+
+
+def by_words(among: Among, plan: Plan, needed: Sequence[Term], *, thorough: bool) -> dict[int, float]:
     """Return papers that words bring in, with how much of the query each holds, at most 1.
 
     Those with all the words hold it all. Where they are many, it is those with all of them in title and authors; where
     they are few, the best papers with any of the telling words follow: half of a paper's score over the best one's.
 
     Args:
-        connection: that may read.
+        among: which papers.
         plan: the words; needed: what must hold for every paper.
-        limits: on columns of papers, which must hold too.
-        count: of papers from each step, at most.
-        titles: the words of papers' titles and authors.
         thorough: where nothing but words brings papers in: more of them are ranked, and by the other words too.
     """
-    must = [[term] for term in needed]
     by_rarity = sorted((number, place) for place, number in enumerate(plan.frequencies) if number)
     words = [plan.terms[place] for _, place in by_rarity]
-    if not words and not must:
+    if not words and not needed:
         return {}
     most = MOST_RANKED * (2 if thorough else 1)
-    heads: list[int] = []
-    if connection.dialect.name == "postgresql" and not must and not limits and by_rarity[0][0] > most:
-        # Its index does not say where words are: it would read each paper that has them anywhere.
-        heads = _titled(connection, titles.holding(words), words, titles)[:count]
-    whole = heads if len(heads) == count else _with_all(connection, words, needed, limits, count, most, titles, heads)
-    found = dict.fromkeys(whole, 1.0)
-    rarest = list(itertools.accumulate(number for number, _ in by_rarity))
-    telling = words[: min(MOST_TERMS, bisect.bisect_right(rarest, most))]
+    found = dict.fromkeys(_with_all(among, words, needed, most, rarest=by_rarity[0][0] if words else 0), 1.0)
+    together = list(itertools.accumulate(number for number, _ in by_rarity))
+    telling = words[: min(MOST_TERMS, bisect.bisect_right(together, most))]
     if len(found) < ENOUGH and telling and (len(words) > 1 or thorough):  # or those with any word have all of them
         others = words[len(telling) :][:MOST_TERMS] if thorough else []
-        ranked = fulltext.ranked(connection, [*must, telling, *([others] if others else [])], limits, count)
-        found = {number: score / ranked[0][1] / 2 for number, score in ranked} | found
+        any_of = among.best([*([term] for term in needed), telling, *([others] if others else [])])
+        found = {number: score / max(any_of.values()) / 2 for number, score in any_of.items()} | found
     return found
 
 
-def _with_all(
-    connection: Connection,
-    words: Sequence[Term],
-    needed: Sequence[Term],
-    limits: Sequence[ColumnElement[bool]],
-    count: int,
-    most: int,
-    titles: Titles,
-    heads: Sequence[int],
-) -> list[int]:
-    """Return papers with all the words; see `by_words`. `heads` have them in title and authors, where that is known."""
+def _with_all(among: Among, words: Sequence[Term], needed: Sequence[Term], most: int, rarest: int) -> list[int]:
+    """Return papers with all the words, of which the rarest is in so many; if more than `most` have them, see above."""
+    heads: list[int] = []
+    if among.connection.dialect.name == "postgresql" and rarest > most and not needed and not among.limits:
+        # Its index does not say where words are: it would read each paper that has them anywhere.
+        heads = among.titled(among.titles.holding(words), words)
+        if len(heads) == among.count:
+            return heads
     must = [[term] for term in needed]
     every = [*must, *([term] for term in words)]
-    whole = fulltext.matching(connection, every, limits, most + 1)
+    whole = fulltext.matching(among.connection, every, among.limits, most + 1)
     if len(whole) > most:
         within = [*must, *([Term(term.phrases, _HEAD, term.typed)] for term in words)]
-        heads = heads or [number for number, _ in fulltext.ranked(connection, within, limits, count)]
-        return list(heads) or whole[:count]
-    if len(whole) <= count:
+        return heads or list(among.best(within)) or whole[: among.count]
+    if len(whole) <= among.count:
         return whole
-    titled = _titled(connection, whole, [*needed, *words], titles)[:count]
-    ranked = fulltext.ranked(connection, every, limits, count) if len(titled) < ENOUGH else []
-    return [*titled, *(number for number, _ in ranked)]
-
-
-def _titled(connection: Connection, ids: Sequence[int], words: Sequence[Term], titles: Titles) -> list[int]:
-    """Return the papers with all words in title and authors, titles with few other words first."""
-    import numpy as np
-
-    ids = titles.known(connection, ids)
-    of = titles.of(ids)
-    there = np.flatnonzero(np.logical_and.reduce([of.holding(term) for term in words]))
-    order = there[np.argsort(-of.covered(words)[there], kind="stable")]
-    return [ids[place] for place in order]
+    titled = among.titled(whole, [*needed, *words])
+    return titled if len(titled) >= ENOUGH else [*titled, *among.best(every)]

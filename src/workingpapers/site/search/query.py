@@ -86,7 +86,7 @@ def parse(text: str) -> Query:
     needed: list[Term] = []
     excluded: list[Term] = []
     years: Years = (None, None)
-    plain: list[str] = []
+    said: list[str] = []
     for token in list(_TOKEN.finditer(text[:LONGEST].replace("\0", " ")))[:_MOST]:
         minus, name, quoted, bare = token.group("minus", "name", "quoted", "bare")
         content = bare if quoted is None else quoted
@@ -105,8 +105,14 @@ def parse(text: str) -> Query:
         else:
             words += found
         if not minus and place is None:
-            plain.append(content)
-    return Query(tuple(dict.fromkeys(words)), tuple(needed), tuple(excluded), years, " ".join(plain).strip())
+            said.append(content)
+    words, needed, excluded = (list(dict.fromkeys(terms)) for terms in (words, needed, excluded))
+    return Query(tuple(words), tuple(needed), tuple(excluded), years, " ".join(said).strip())
+
+
+def plain(text: str) -> str:
+    """Return a query to be kept: one line of characters that can be seen."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def read_years(text: str) -> Years:

@@ -26,6 +26,7 @@ from workingpapers.site.search.engine import MOST_PAGE, MOST_SIZE
 from workingpapers.site.search.filters import Filters
 from workingpapers.site.web import api_docs, api_hub, api_me
 from workingpapers.site.web.api_boards import Leaderboard, LeaderboardDetail, Leaderboards
+from workingpapers.site.web.api_examples import BOARD, HARDWARE, LIKE_PAPER, PAPER, TOPIC, answers
 from workingpapers.site.web.api_models import (
     Claim,
     Claims,
@@ -43,28 +44,47 @@ from workingpapers.site.web.render import or_missing
 router = APIRouter()
 v1 = APIRouter(prefix="/api/v1", responses=ERRORS, dependencies=[Depends(refuse_unreadable), Depends(refuse_unknown)])
 
-Task = Annotated[str, Query(max_length=100, description="a task that measures papers, such as probe")]
-Number = Annotated[int, Query(ge=1, le=MOST_PAGE, description="which page, from 1")]
-Slug = Annotated[str, Path(max_length=300, description="a paper's slug")]
-Size = Annotated[int, Query(ge=1, le=MOST_SIZE, description="things on a page")]
+Task = Annotated[str, Query(max_length=100, description="a task that measures papers", examples=["probe"])]
+Number = Annotated[int, Query(ge=1, le=MOST_PAGE, description="which page, from 1", examples=[1])]
+Slug = Annotated[str, Path(max_length=300, description="a paper's slug", examples=[PAPER])]
+Size = Annotated[int, Query(ge=1, le=MOST_SIZE, description="things on a page", examples=[20])]
 PeriodName = Literal["day", "week", "month", "all"]
 Date = Annotated[
-    str, Query(max_length=20, description="a day (2026-11-25), an ISO week (2026-W48) or a month (2026-11); or today")
+    str,
+    Query(
+        max_length=20,
+        description="a day, an ISO week (2026-W48) or a month (2026-11); or today",
+        examples=["2026-11-25"],
+    ),
 ]
 
 
 @v1.get("/search", tags=["papers"])
 def search(
     request: Request,
-    q: Annotated[str, Query(max_length=1000, description='words, "phrases", -word, author:, venue:, year:')] = "",
-    topic: Annotated[str, Query(max_length=100, description="id of a topic; those below it count too")] = "",
+    q: Annotated[
+        str,
+        Query(
+            max_length=1000,
+            description='words, "phrases", -word, author:, venue:, year:',
+            examples=["Grassmann class representation"],
+        ),
+    ] = "",
+    topic: Annotated[
+        str, Query(max_length=100, description="id of a topic; those below it count too", examples=[TOPIC])
+    ] = "",
     task: Task = "",
-    year: Annotated[str, Query(max_length=100, description="2020, 2020..2023, >=2021, ...")] = "",
-    venue: Annotated[str, Query(max_length=100, description="words of the venue")] = "",
-    has: Annotated[list[str], Query(max_length=4, description="method, code")] = [],  # noqa: B006
-    standing: Annotated[str, Query(max_length=100, description="what became of its claims: reproduced, ...")] = "",
+    year: Annotated[
+        str, Query(max_length=100, description="2020, 2020..2023, >=2021, ...", examples=["2020..2023"])
+    ] = "",
+    venue: Annotated[str, Query(max_length=100, description="words of the venue", examples=["ICCV"])] = "",
+    has: Annotated[list[str], Query(max_length=4, description="method, code", examples=[["method", "code"]])] = [],  # noqa: B006
+    standing: Annotated[
+        str, Query(max_length=100, description="what became of its claims", examples=["reproduced"])
+    ] = "",
     sort: Annotated[
-        Literal["relevance", "date", "trending", "citations"], Query(description="what comes first")
+        Literal["relevance", "date", "trending", "citations"],
+        Query(description="what comes first", examples=["relevance"]),
     ] = "relevance",
     page: Number = 1,
     size: Size = 20,
@@ -93,7 +113,9 @@ def claims(request: Request, slug: Slug) -> Claims:
 
 @v1.get("/papers/{slug}/similar", tags=["papers"])
 def similar(
-    request: Request, slug: Slug, size: Annotated[int, Query(ge=1, le=50, description="how many")] = 6
+    request: Request,
+    slug: Annotated[str, Path(max_length=300, description="a paper's slug", examples=[LIKE_PAPER])],
+    size: Annotated[int, Query(ge=1, le=50, description="how many", examples=[6])] = 6,
 ) -> Papers:
     """Return the papers most like one."""
     stored, _ = _paper(request, slug)
@@ -120,9 +142,11 @@ def catalogue(request: Request) -> Papers:
 @v1.get("/trending", tags=["papers"], name="trending")
 def what_trends(
     request: Request,
-    period: Annotated[PeriodName, Query(description="how long: what happened within it counts")] = "week",
+    period: Annotated[
+        PeriodName, Query(description="how long: what happened within it counts", examples=["week"])
+    ] = "week",
     date: Date = "",
-    page: Annotated[int, Query(ge=1, le=trending.LAST_PAGE, description="which page, from 1")] = 1,
+    page: Annotated[int, Query(ge=1, le=trending.LAST_PAGE, description="which page, from 1", examples=[1])] = 1,
     size: Size = 20,
 ) -> Trending:
     """Return what trends in a period, and why."""
@@ -194,7 +218,7 @@ def topics(request: Request) -> Topics:
 @v1.get("/topics/{name}", tags=["topics"], name="topic")
 def one_topic(
     request: Request,
-    name: Annotated[str, Path(max_length=100, description="a topic's id")],
+    name: Annotated[str, Path(max_length=100, description="a topic's id", examples=[TOPIC])],
     page: Number = 1,
     size: Size = 20,
 ) -> TopicPage:
@@ -219,8 +243,11 @@ def one_topic(
 def leaderboards(
     request: Request,
     task: Task = "",
-    data: Annotated[str, Query(max_length=200, description="a data set")] = "",
-    hardware: Annotated[str, Query(max_length=200, description="what runs ran on, as the leaderboards name it")] = "",
+    data: Annotated[str, Query(max_length=200, description="a data set", examples=["mnist-5k"])] = "",
+    hardware: Annotated[
+        str,
+        Query(max_length=200, description="what runs ran on, as the leaderboards name it", examples=[HARDWARE]),
+    ] = "",
 ) -> Leaderboards:
     """Return every leaderboard, or those of a task, on a data set, or with runs on some hardware."""
     snapshot = request.app.state.measured.now()
@@ -232,8 +259,8 @@ def leaderboards(
 @v1.get("/leaderboards/{name}", tags=["leaderboards"], name="leaderboard")
 def one_leaderboard(
     request: Request,
-    name: Annotated[str, Path(max_length=200, description="a permalink")],
-    hardware: Annotated[str, Query(max_length=200, description="only what ran on it")] = "",
+    name: Annotated[str, Path(max_length=200, description="a permalink", examples=[BOARD])],
+    hardware: Annotated[str, Query(max_length=200, description="only what ran on it", examples=[HARDWARE])] = "",
 ) -> LeaderboardDetail:
     """Return a leaderboard: entries with intervals, verdicts and costs, and the command that makes it."""
     with or_missing():
@@ -272,10 +299,20 @@ def _feed(address: str, title: str, name: str, query: str = "") -> Feed:
     return Feed(title=title, template="{" in query, **kinds)
 
 
+def exemplify(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return an OpenAPI description with examples of answers, which FastAPI would take the nulls out of."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            content = operation["responses"]["200"]["content"]["application/json"]
+            content["example"] = _ANSWERS[operation["operationId"]]
+    return schema
+
+
 def _operation_name(route: APIRoute) -> str:
     return route.name
 
 
+_ANSWERS = answers([*v1.routes, *api_me.router.routes, *api_hub.router.routes])
 v1.include_router(api_me.router)
 router.include_router(api_docs.router)
 router.include_router(v1, generate_unique_id_function=_operation_name)

@@ -116,9 +116,11 @@ def _endpoint(method: str, path: str, operation: Schema) -> Endpoint:
 
 
 def _parameter(it: Schema) -> Field:
-    default = it["schema"].get("default")
+    default, (example,) = it["schema"].get("default"), it["schema"]["examples"]
     about = [it.get("description") or it["schema"].get("description", "")]
     about += ["needed" if it.get("required") else f"{default} if not given" if default not in (None, "", []) else ""]
+    if example != default:
+        about.append(f"for example {', '.join(example) if isinstance(example, list) else example}")
     return Field(it["name"], type_of(it["schema"]), "; ".join(part for part in about if part))
 
 

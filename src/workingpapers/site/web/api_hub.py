@@ -22,6 +22,7 @@ from workingpapers.errors import UserError
 from workingpapers.site import trending
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import papers, trends
+from workingpapers.site.web.api_examples import ARXIV
 from workingpapers.site.web.api_shared import ERRORS, refuse_unreadable
 from workingpapers.site.web.render import is_web
 
@@ -32,7 +33,7 @@ router = APIRouter(
     dependencies=[Depends(refuse_unreadable)],
 )
 
-Limit = Annotated[int, Query(ge=1, le=100, description="most papers to return")]
+Limit = Annotated[int, Query(ge=1, le=100, description="most papers to return", examples=[20])]
 
 
 class _Camel(BaseModel):
@@ -90,13 +91,15 @@ class HubEntry(_Camel):
 @router.get("/daily_papers")
 def daily_papers(
     request: Request,
-    date: Annotated[str, Query(max_length=10, description="a day: 2026-11-25")] = "",
-    week: Annotated[str, Query(max_length=10, description="an ISO week: 2026-W48")] = "",
-    month: Annotated[str, Query(max_length=10, description="a month: 2026-11")] = "",
-    sort: Annotated[Literal["publishedAt", "trending"], Query(description="what comes first")] = "publishedAt",
+    date: Annotated[str, Query(max_length=10, description="a day", examples=["2026-11-25"])] = "",
+    week: Annotated[str, Query(max_length=10, description="an ISO week", examples=["2026-W48"])] = "",
+    month: Annotated[str, Query(max_length=10, description="a month", examples=["2026-11"])] = "",
+    sort: Annotated[
+        Literal["publishedAt", "trending"], Query(description="what comes first", examples=["trending"])
+    ] = "publishedAt",
     limit: Limit = 50,
-    p: Annotated[int, Query(ge=0, lt=trending.LAST_PAGE, description="page, from 0")] = 0,
-    page: Annotated[int, Query(ge=0, lt=trending.LAST_PAGE, description="the same as p")] = 0,
+    p: Annotated[int, Query(ge=0, lt=trending.LAST_PAGE, description="page, from 0", examples=[0])] = 0,
+    page: Annotated[int, Query(ge=0, lt=trending.LAST_PAGE, description="the same as p", examples=[0])] = 0,
 ) -> list[HubEntry]:
     """List the papers of a day, week or month, or else the latest. `submitter` is ignored."""
     given = {name: value for name, value in (("day", date), ("week", week), ("month", month)) if value}
@@ -115,7 +118,7 @@ def daily_papers(
 @router.get("/papers/search", name="search_daily_papers")
 def search(
     request: Request,
-    q: Annotated[str, Query(max_length=1000, description="as in the search box")] = "",
+    q: Annotated[str, Query(max_length=1000, description="as in the search box", examples=["grassmann class"])] = "",
     limit: Limit = 20,
 ) -> list[HubEntry]:
     """Find papers; without words, the latest."""
@@ -125,7 +128,8 @@ def search(
 
 @router.get("/papers/{identifier:path}", name="daily_paper")
 def paper(
-    request: Request, identifier: Annotated[str, Path(max_length=300, description="arXiv identifier or slug")]
+    request: Request,
+    identifier: Annotated[str, Path(max_length=300, description="arXiv identifier or slug", examples=[ARXIV])],
 ) -> HubPaper:
     """Return a paper."""
     wanted = select(papers.c.id).where(or_(papers.c.arxiv == identifier, papers.c.slug == identifier))

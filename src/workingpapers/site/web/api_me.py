@@ -18,16 +18,17 @@ from workingpapers.site.database import writing
 from workingpapers.site.papers import by_ids, by_slug
 from workingpapers.site.recommend import Recommender
 from workingpapers.site.schema import votes
+from workingpapers.site.web.api_examples import PAPER
 from workingpapers.site.web.api_models import Paper
 from workingpapers.site.web.api_shared import REFUSED, Owner
 from workingpapers.site.web.render import or_missing
 
 router = APIRouter(prefix="/me", tags=["own marks"], responses=REFUSED)
 
-Slug = Annotated[str, Path(max_length=300, description="a paper's slug")]
-Tag = Annotated[str, Path(max_length=200, description="a tag of one's own")]
-PageNumber = Annotated[int, Query(ge=1, le=1000, description="which page, from 1")]
-Size = Annotated[int, Query(ge=1, le=100, description="papers on a page")]
+Slug = Annotated[str, Path(max_length=300, description="a paper's slug", examples=[PAPER])]
+Tag = Annotated[str, Path(max_length=200, description="a tag of one's own", examples=["probes"])]
+PageNumber = Annotated[int, Query(ge=1, le=1000, description="which page, from 1", examples=[1])]
+Size = Annotated[int, Query(ge=1, le=100, description="papers on a page", examples=[20])]
 
 
 class Me(BaseModel):
@@ -73,7 +74,7 @@ class Reading(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    read: bool = False
+    read: bool = Field(default=False, examples=[True])
 
 
 class TagCount(BaseModel):
@@ -94,8 +95,10 @@ class SearchToSave(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    query: str = Field(min_length=1, max_length=marks.LONGEST_QUERY)
-    alert: bool = Field(default=False, description="whether new papers that it finds come with the digest")
+    query: str = Field(min_length=1, max_length=marks.LONGEST_QUERY, examples=["linear probe year:2023.."])
+    alert: bool = Field(
+        default=False, description="whether new papers that it finds come with the digest", examples=[True]
+    )
 
 
 class SavedSearch(BaseModel):
@@ -173,7 +176,7 @@ def withdraw_vote(request: Request, user: Owner, slug: Slug) -> Marks:
 def library(
     request: Request,
     user: Owner,
-    read: Annotated[bool | None, Query(description="only what is read, or is not")] = None,
+    read: Annotated[bool | None, Query(description="only what is read, or is not", examples=[True])] = None,
     page: PageNumber = 1,
     size: Size = 20,
 ) -> MarkedPapers:
@@ -241,7 +244,7 @@ def save_search(request: Request, user: Owner, search: SearchToSave) -> SavedSea
 
 @router.delete("/searches/{number}")
 def forget_search(
-    request: Request, user: Owner, number: Annotated[int, Path(ge=1, lt=2**31, description="its id")]
+    request: Request, user: Owner, number: Annotated[int, Path(ge=1, lt=2**31, description="its id", examples=[1])]
 ) -> SavedSearches:
     """Delete a saved search by its id."""
     with writing(request.app.state.engine) as connection:
@@ -253,7 +256,9 @@ def forget_search(
 def recommended(
     request: Request,
     user: Owner,
-    tag: Annotated[str, Query(max_length=80, description="learn from the papers with this tag alone")] = "",
+    tag: Annotated[
+        str, Query(max_length=80, description="learn from the papers with this tag alone", examples=["probes"])
+    ] = "",
 ) -> Recommendations:
     """Return what one's votes and tags recommend, and why."""
     state = request.app.state

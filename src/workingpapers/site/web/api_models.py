@@ -247,7 +247,7 @@ class Hit(BaseModel):
     paper: Paper
     title: str = Field(description="as safe HTML, with what was looked for in <mark>")
     snippet: str = Field(description="of the abstract or summary, in the same way")
-    score: float = Field(description="by relevance, 0 to 1; 0 in other orders")
+    score: float = Field(description="by relevance, higher for better, to compare within a search; 0 in other orders")
 
 
 class Found(BaseModel):

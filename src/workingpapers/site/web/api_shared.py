@@ -11,19 +11,30 @@ from workingpapers.errors import UserError, unknown_name
 from workingpapers.site import people
 from workingpapers.site.people import User
 from workingpapers.site.web.api_models import Problem
+from workingpapers.site.web.security import ELSEWHERE
 
-_SAID = {
-    400: "A value that cannot be used; the error names it and what is allowed.",
-    404: "There is nothing of that name.",
-    422: "A parameter that cannot be read.",
-    429: "Too many requests; Retry-After says when to come back.",
-}
+
+def _problem(description: str, example: str) -> dict[str, Any]:
+    shown = {"application/json": {"example": {"error": example}}}
+    return {"model": Problem, "description": description, "content": shown}
+
+
+NO_TOKEN = "This needs an API token: Authorization: Bearer TOKEN. Signed in, make one at /me/tokens."
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": said} for status, said in _SAID.items()
+    400: _problem(
+        "A value that cannot be used; the error names it and what is allowed.",
+        "Unknown parameter 'pge'. Did you mean 'page'?",
+    ),
+    404: _problem("There is nothing of that name.", "No paper at 'grasman'. Did you mean 'grassmann'?"),
+    422: _problem("A parameter that cannot be read.", "size must be 100 or less; got '101'."),
+    429: _problem(
+        "Too many requests; Retry-After says when to come back.",
+        "Too many requests from your address. Try again in 1 second.",
+    ),
 }
 REFUSED: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "No token, or one that is none."},
-    403: {"model": Problem, "description": "A change that no token came with, from elsewhere than this page."},
+    401: _problem("No token, or one that is none.", NO_TOKEN),
+    403: _problem("A change that no token came with, from elsewhere than this page.", ELSEWHERE),
 }
 
 _bearer = HTTPBearer(auto_error=False, description="An API token; signed in, make one at /me/tokens.")
@@ -54,7 +65,7 @@ def _owner(
     if user is None:
         raise HTTPException(
             401,
-            "This needs an API token: Authorization: Bearer TOKEN. Signed in, make one at /me/tokens.",
+            NO_TOKEN,
             {"WWW-Authenticate": "Bearer"},
         )
     response.headers["Cache-Control"] = "private, no-store"

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from anyio import to_thread
 from fastapi import FastAPI, Request
@@ -27,6 +28,7 @@ from workingpapers.site.search.engine import Searcher
 from workingpapers.site.settings import Settings
 from workingpapers.site.web import account, api, boards, feed_routes, find, pages, static_files, subscribe
 from workingpapers.site.web.cache import MicroCache, data_version
+from workingpapers.site.web.given import Given
 from workingpapers.site.web.measured import Measured
 from workingpapers.site.web.refusal import wrong_value
 from workingpapers.site.web.render import compile_templates, problem
@@ -48,9 +50,10 @@ def create_app(settings: Settings) -> FastAPI:
     Raises:
         UserError: the database or the store cannot be opened.
     """
-    app = FastAPI(
+    app = _Page(
         title="workingpapers",
         version=__version__,
+        description="Papers, claims and what was measured. A parameter without a value is as one not given.",
         lifespan=_lifespan,
         docs_url=None,
         redoc_url=None,
@@ -69,12 +72,19 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     for layer, options in (  # the last one added is the first one met
         (MicroCache, {"version": data_version(app.state.engine)}),
+        (Given, {}),
         (SameOrigin, {"settings": settings}),
         (Limits, {"settings": settings}),
         (ResponseHeaders, {"settings": settings}),
     ):
         app.add_middleware(layer, **options)
     return app
+
+
+class _Page(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Return the description of the API, with examples."""
+        return api.exemplify(super().openapi())
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 
 from sqlalchemy import Engine
 from starlette.datastructures import Headers, MutableHeaders
@@ -158,7 +159,7 @@ def _is_for_all(answer: _Answer) -> bool:
 
 async def _send(answer: _Answer, asked: Headers, head: bool, send: Send) -> None:
     status, headers, body = answer.status, answer.headers, answer.body
-    if status == 200 and _matches(asked.get("if-none-match", ""), answer.etag):
+    if status == 200 and _has_it(asked, answer):
         status, body = 304, b""
         headers = [pair for pair in headers if not pair[0].startswith(b"content-")]
     elif len(body) >= _SMALLEST and _takes_gzip(asked.get("accept-encoding", "")):
@@ -188,9 +189,14 @@ def _compressed(answer: _Answer) -> tuple[list[tuple[bytes, bytes]], bytes]:
     return answer.compressed
 
 
-def _matches(asked: str, etag: str) -> bool:
-    """Return whether "If-None-Match" names an answer (compared weakly, as it must be)."""
-    if not asked:
+def _has_it(asked: Headers, answer: _Answer) -> bool:
+    """Return whether who asks has an answer already: by its tag, or by its date where no tag is given."""
+    if "if-none-match" in asked:  # it decides alone (RFC 9110, 13.1.3), and compares weakly
+        names = {name.strip().removeprefix("W/") for name in asked["if-none-match"].split(",")}
+        return "*" in names or answer.etag.removeprefix("W/") in names
+    dates = asked.get("if-modified-since"), Headers(raw=answer.headers).get("last-modified")
+    try:
+        since, changed = (parsedate_to_datetime(text).timestamp() for text in dates if text)
+    except (ValueError, OverflowError):  # one is missing or is no date
         return False
-    names = {name.strip().removeprefix("W/") for name in asked.split(",")}
-    return "*" in names or etag.removeprefix("W/") in names
+    return since >= changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ _ALLOWED = {
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a whole number of fewer digits",
     "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "list_type": "must be a list",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be {ge} or more",
     "less_than": "must be less than {lt}",
@@ -40,5 +43,5 @@ def wrong_value(error: Mapping[str, Any]) -> str:
     known = _ALLOWED.get(error["type"])
     allowed = known.format_map(error.get("ctx", {})) if known else f"cannot be used: {error['msg']}"
     given = error["input"]
-    shown = repr(given[:_LONGEST]) if isinstance(given, str) else repr(given)[:_LONGEST]
+    shown = repr(given[:_LONGEST]) if isinstance(given, str) else json.dumps(given, default=repr)[:_LONGEST]
     return f"{name} {allowed}; got {shown}."

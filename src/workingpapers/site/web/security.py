@@ -29,6 +29,8 @@ ONE_CLICK = (
     "/subscription/unsubscribe"  # RFC 8058: mail servers post here; the signed token in the query is the authority
 )
 
+ELSEWHERE = "This change was asked for from outside this page, so nothing was changed. Go to the page and try there."
+
 MOST_BODY = 256 * 1024  # bytes of a request; the longest form is a few thousand
 MOST_TIME = 20.0  # seconds that a request may take
 READ_RATE, READ_BURST = 50.0, 400.0  # requests a second and at once, per client
@@ -118,10 +120,7 @@ class SameOrigin:
         if scope["type"] != "http" or scope["method"] in READING or self._is_ours(scope):
             await self._app(scope, receive, send)
             return
-        message = (
-            "This change was asked for from outside this page, so nothing was changed. Go to the page and try there."
-        )
-        await problem(Request(scope), 403, message)(scope, receive, send)
+        await problem(Request(scope), 403, ELSEWHERE)(scope, receive, send)
 
     def _is_ours(self, scope: Scope) -> bool:
         headers = Headers(scope=scope)
