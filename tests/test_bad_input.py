@@ -293,7 +293,8 @@ def test_a_single_array():
 
 def test_a_file_of_another_type():
     Path("own.txt").write_text("a, b\n")
-    assert refused(*probe(data="own.txt")) == "own.txt is of type .txt; allowed: a folder, .csv, .parquet, .npz."
+    allowed = "a folder, .csv, .tsv (either also .gz), .parquet, .npz"
+    assert refused(*probe(data="own.txt")) == f"own.txt is of type .txt; allowed: {allowed}."
 
 
 # Code of one's own

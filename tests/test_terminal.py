@@ -1,10 +1,13 @@
 """What the commands print on terminals of some width, as opposed to what they print into a pipe."""
 
 import io
+import math
 from dataclasses import dataclass, replace
 
 import demo
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from workingpapers import terminal
@@ -96,6 +99,18 @@ def test_what_is_too_wide_for_a_table_gets_lines_of_its_own(printed):
     assert narrow[1].split() == ["here", "no"]
     assert "  source      package thing (extra: packaged[all])" in narrow  # brackets are no markup
     assert max(len(line) for line in narrow) <= 80
+
+
+def test_numbers_that_have_no_room_in_a_table_get_lines_of_their_own(printed):
+    rows = [("user_id", "+0.00060", "0.01114"), ("item_id", "-0.00131", "0.01622")]
+    columns = ("column", "score nats", "information nats")
+    assert printed(40, lambda: terminal.sheet(columns, rows, right=columns[1:]))[1].split() == [*rows[0]]
+    narrow = printed(30, lambda: terminal.sheet(columns, rows, right=columns[1:]))
+    assert [line.split() for line in narrow[:3]] == [
+        ["user_id"],
+        ["score", "nats", "+0.00060"],
+        ["information", "nats", "0.01114"],
+    ]
 
 
 # --- leaderboards ---------------------------------------------------------------------------------------------------
@@ -216,6 +231,7 @@ def test_the_year_is_not_said_twice(printed):
     [
         (terminal.number(91.43, "%"), "91.4"),
         (terminal.number(0.012345), "0.0123"),
+        (terminal.number(-0.04, "%"), "0.0"),
         (terminal.number(1397), "1400"),
         (terminal.number(-0.00001234), "-0.0000123"),
         (terminal.number(float("nan")), "nan"),
@@ -234,12 +250,43 @@ def test_numbers_are_written_as_people_write_them(shown, expected):
     assert shown == expected
 
 
-def test_intervals():
-    accuracy = Metric("accuracy", higher_is_better=True, unit="%")
-    assert terminal.interval(Estimate(91.43, 0.27), accuracy) == "91.4 ± 0.3"
-    assert terminal.interval(Estimate(1.2, 0.2), accuracy, signed=True) == "+1.2 ± 0.2"
-    assert terminal.interval(Estimate(-1.2, 0.2), accuracy, signed=True) == "-1.2 ± 0.2"
-    assert terminal.interval(Estimate(91.43, float("inf")), accuracy) == "91.4"  # one seed
+PERCENT, NATS = Metric("accuracy", higher_is_better=True, unit="%"), Metric("nll", higher_is_better=False, unit="nats")
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "metric", "shown", "signed"),
+    [
+        (91.43, 0.27, PERCENT, "91.4 ± 0.3", "+91.4 ± 0.3"),
+        (-1.2, 14.32, PERCENT, "-1.2 ± 14.3", "-1.2 ± 14.3"),
+        (-0.04, 0.1, PERCENT, "0.0 ± 0.1", "0.0 ± 0.1"),
+        (5.0, 0.024, PERCENT, "5.00 ± 0.02", "+5.00 ± 0.02"),  # ± 0.0 would be a claim
+        (5.0, 0.0, PERCENT, "5.0 ± 0.0", "+5.0 ± 0.0"),
+        (5.0, 1e-14, PERCENT, "5.0 ± 0.0", "+5.0 ± 0.0"),  # rounding errors
+        (91.43, math.inf, PERCENT, "91.4", "+91.4"),  # one seed
+        (-0.04, math.inf, PERCENT, "0.0", "0.0"),
+        (2.0, 0.08503, NATS, "2.000 ± 0.085", "+2.000 ± 0.085"),
+        (0.0863, 0.238, NATS, "0.09 ± 0.24", "+0.09 ± 0.24"),
+        (2.36, 0.0996, NATS, "2.36 ± 0.10", "+2.36 ± 0.10"),
+        (-0.001, 0.2, NATS, "0.00 ± 0.20", "0.00 ± 0.20"),
+        (740.67, 313.4, NATS, "740 ± 310", "+740 ± 310"),
+        (55.24, 0.0, NATS, "55.2 ± 0.0", "+55.2 ± 0.0"),
+        (5.07e-7, 1.2e-8, NATS, "0.000000507 ± 0.000000012", "+0.000000507 ± 0.000000012"),
+        (0.0, 0.0, NATS, "0 ± 0", "0 ± 0"),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_interval_leaves_it(mean, half, metric, shown, signed):
+    assert terminal.interval(Estimate(mean, half), metric) == shown
+    assert terminal.interval(Estimate(mean, half), metric, signed=True) == signed
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e5), st.sampled_from([PERCENT, NATS]))
+def test_mean_and_half_width_have_the_same_decimals_and_are_near(mean, half, metric):
+    shown, spread = terminal.interval(Estimate(mean, half), metric).split(" ± ")
+    decimals = len(shown.partition(".")[2])
+    assert len(spread.partition(".")[2]) == decimals
+    assert float(spread) == pytest.approx(half, rel=0.5, abs=0.05 if metric is PERCENT else 1e-9 * (1 + abs(mean)))
+    assert float(shown) == pytest.approx(mean, abs=max(half, 0.05 if metric is PERCENT else 0.005 * abs(mean) + 1e-9))
+    assert not shown.startswith("-") or float(shown) < 0
 
 
 def test_remarks_are_one_line_and_no_markup(monkeypatch):

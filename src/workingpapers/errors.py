@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -100,6 +100,20 @@ def table_kind(path: Path) -> str:
     return kind if kind in TABLES and not (packed and kind == ".parquet") else ""
 
 
+def check_separator(name: str | Path, columns: Sequence[str], separator: str) -> None:
+    """Refuse a table of text that was read as one column because another character separates its columns.
+
+    Raises:
+        UserError: names the character.
+    """
+    found = (
+        next((mark for mark in ";\t|," if mark != separator and mark in columns[0]), "") if len(columns) == 1 else ""
+    )
+    if found:
+        kinds = "a .csv has commas, a .tsv has tabs"
+        raise UserError(f"{name}: columns are separated by {found!r}, where {separator!r} is needed: {kinds}.")
+
+
 def existing_file(name: str | Path) -> Path:
     """Return the path of a file by its name; "~" is the user's own folder.
 
@@ -110,8 +124,27 @@ def existing_file(name: str | Path) -> Path:
     if path.is_dir():
         raise UserError(f"{name} is a folder; a file is needed.")
     if not path.is_file():
-        raise UserError(f"There is no file {name}.")
+        raise no_file(name)
     return path
+
+
+def no_file(name: str | Path, what: str = "file") -> UserError:
+    """Return the error for a file that isn't there, with those in its folder whose names are like it."""
+    alike = " or ".join(map(repr, similar_files(name)))
+    return UserError(f"There is no {what} {name}.{f' Did you mean {alike}?' if alike else ''}")
+
+
+def similar_files(name: str | Path) -> list[str]:
+    """Return up to two files or folders with a name like the last part of a path, written as the path is."""
+    import difflib
+
+    path = Path(name).expanduser()
+    try:
+        names = [file.name for file in path.parent.iterdir()]
+    except OSError:  # its folder isn't there, or isn't ours to look at
+        return []
+    start = str(name)[: -len(path.name)] if path.name else str(name)
+    return [start + alike for alike in difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

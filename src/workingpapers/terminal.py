@@ -27,6 +27,7 @@ Cells = list[str | Text]  # of one row
 
 READABLE = 100  # columns that prose fills at most
 FEWEST = 24  # columns in which a title says something
+_NOISE, _MOST_PLACES = 1e-9, 9  # the share of the mean below which a half width is none; decimals at most
 _interactive = sys.stdout is not None and sys.stdout.isatty()
 # What is piped keeps one line per row.
 console = Console(highlight=False, markup=False, emoji=False, width=None if _interactive else 1000)
@@ -44,6 +45,12 @@ def show(what: RenderableType, style: str = "") -> None:
     click.echo(plain(what))
 
 
+def hint(text: str) -> None:
+    """Print a line on what to do next, on a terminal alone: what is piped or written to a file is the result."""
+    if console.is_terminal:
+        console.print(text, style="dim", soft_wrap=True)
+
+
 def plain(*parts: RenderableType) -> str:
     """Return what would be printed, without colours; lines end with their last word."""
     written = Console(
@@ -55,11 +62,14 @@ def plain(*parts: RenderableType) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
-def table(*columns: str, right: Iterable[str] = (), names: Iterable[str] = ()) -> Table:
-    """Return an empty table in the house's style.
+def table(
+    *columns: str, rows: Iterable[Sequence[str]] = (), right: Iterable[str] = (), names: Iterable[str] = ()
+) -> Table:
+    """Return a table in the common style.
 
     Args:
         columns: heads; an empty one for a column that needs none.
+        rows: its first ones.
         right: columns of numbers.
         names: columns that must not be broken, because people copy from them; the first one always is one.
     """
@@ -68,18 +78,23 @@ def table(*columns: str, right: Iterable[str] = (), names: Iterable[str] = ()) -
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in set(right) else "left"
         made.add_column(column, justify=justify, no_wrap=column in whole, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
     return made
 
 
 def sheet(
     columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = (), names: Iterable[str] = ()
 ) -> RenderableType:
-    """Return a table, or a few lines for each row where the table is more than half again as wide as the terminal."""
+    """Return a table, or a few lines for each row.
+
+    Lines where the table is more than half again as wide as the terminal, or what must not be broken would be cut.
+    """
     rows = list(rows)
-    made = table(*columns, right=right, names=names)
-    for row in rows:
-        made.add_row(*row)
-    if _width(made) <= 1.5 * console.width:
+    made = table(*columns, rows=rows, right=right, names=names)
+    whole = [i for i, column in enumerate(columns) if not i or column in {*right, *names}]
+    unbroken = table(*(columns[i] for i in whole), rows=[[row[i] for i in whole] for row in rows])
+    if _width(made) <= 1.5 * console.width and _width(unbroken) <= console.width:
         return made
     parts: list[RenderableType] = []
     for first, *others in rows:
@@ -124,15 +139,33 @@ def one_line(text: str) -> Text:
 
 def number(value: float, unit: str = "") -> str:
     """Return a metric's value as people write it: one decimal for percentages, three digits otherwise."""
-    return f"{value:.1f}" if unit == "%" else _digits(value, 3)
+    return f"{value:z.1f}" if unit == "%" else _digits(value, 3)
 
 
 def interval(value: Estimate, metric: Metric, *, signed: bool = False) -> str:
-    """Return "91.4 ± 0.3"; a single seed has no interval."""
-    shown = number(value.mean, metric.unit)
-    if signed and value.mean >= 0:
-        shown = f"+{shown}"
-    return shown if math.isinf(value.half) else f"{shown} ± {number(value.half, metric.unit)}"
+    """Return "91.4 ± 0.3", the mean with the digits that its interval leaves it; a single seed has no interval.
+
+    Percentages have one decimal, and more where the half width would read 0.0; of anything else the half width has two
+    digits. Zero has no sign.
+    """
+    places = _places(value, metric.unit)
+    shown = _rounded(value.mean, places)
+    shown = f"+{shown}" if signed and float(shown) > 0 else shown
+    return shown if math.isinf(value.half) else f"{shown} ± {_rounded(value.half, places)}"
+
+
+def _places(value: Estimate, unit: str) -> int:
+    """Return the decimals of a mean and its half width; below zero, tens or hundreds are what is known."""
+    if math.isinf(value.half) or value.half <= _NOISE * abs(value.mean):  # seeds that agree but for the last bits
+        return -int(Decimal(number(value.mean, unit)).as_tuple().exponent)
+    if unit == "%" and value.half >= 0.05:
+        return 1
+    digits = 1 if unit == "%" else 2
+    return min(digits - 1 - int(f"{value.half:.{digits - 1}e}".partition("e")[2]), _MOST_PLACES)
+
+
+def _rounded(value: float, places: int) -> str:
+    return f"{round(value, places):z.{max(places, 0)}f}"
 
 
 def count(value: float) -> str:
@@ -150,7 +183,7 @@ def seconds(value: float) -> str:
 
 def _digits(value: float, most: int) -> str:
     """Return a value with so many digits that say something, written out unless that takes more than nine places."""
-    short = f"{value:.{most}g}"
+    short = f"{value:z.{most}g}"
     return f"{Decimal(short):f}" if math.isfinite(value) and 1e-6 < abs(value) < 1e6 else short
 
 
@@ -324,7 +357,9 @@ def evidence(finding: Finding) -> str:
         values = f"{metric.name} {interval(finding.entry, metric)} against {interval(finding.versus, metric)}"
         difference = interval(finding.difference, metric, signed=True)
         where = f"{finding.board.conditions.data}, {finding.board.conditions.budget} budget"
-        return f"{values}, difference {difference} ({finding.verdict}; {where})"
+        check = finding.claim.check
+        allowed = f"the claim allows {check.tolerance:g}; " if check and check.tolerance else ""
+        return f"{values}, difference {difference} ({finding.verdict}; {allowed}{where})"
     return finding.claim.untestable or finding.command
 
 

@@ -14,6 +14,7 @@ from workingpapers.runs.reproduce import markdown
 from workingpapers.runs.reproduce import reproduce as run_claims
 from workingpapers.runs.store import Run, Store
 from workingpapers.tasks.protocol import Task
+from workingpapers.terminal import evidence
 
 TASK = "toytask:task"
 
@@ -98,13 +99,35 @@ def test_not_worse_asks_only_that_losses_that_matter_are_ruled_out():
         entry = {seed: 50 + change for seed, change in enumerate(differences)}
         difference, verdict = leaderboard.compare(entry, dict.fromkeys(entry, 50.0), metric)
         assert verdict == "needs more seeds"
-        return claims._standing("not worse", verdict, difference, metric)
+        return claims._standing(check("not worse"), verdict, difference, metric)
 
     gains = [1.6, -0.1, 0.9, 0.4, 1.2]  # mean 0.8, interval -0.03 to 1.63: beyond the margin on the better side only
     assert standing(gains, toytask.ACCURACY) == "reproduced"
     assert standing([-gain for gain in gains], toytask.ACCURACY) == "needs more seeds"
     lower_is_better = replace(toytask.ACCURACY, higher_is_better=False)
     assert standing([-gain for gain in gains], lower_is_better) == "reproduced"
+
+
+@pytest.mark.parametrize(
+    ("differences", "standing"),
+    [
+        ((-1.0, -1.1, -0.9), "reproduced"),  # worse, but by less than is allowed
+        ((-4.0, -4.1, -3.9), "not reproduced"),
+        ((-1.0, -3.0, -2.0), "needs more seeds"),  # the interval holds what is allowed, 2
+        ((9.0, 8.0, 9.5), "reproduced"),
+    ],
+)
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_claim_may_allow_a_loss_of_its_own(differences, standing, metric):
+    (found,) = findings(card(check("not worse", metric=metric, tolerance=2.0)), runs(*differences))
+    assert found.standing == standing
+    assert "the claim allows 2; numbers" in evidence(found)
+
+
+@pytest.mark.parametrize(("expect", "tolerance"), [("helps", 1.0), ("not worse", 0.0), ("not worse", -1.0)])
+def test_a_tolerance_is_above_zero_and_of_claims_of_no_loss(expect, tolerance):
+    with pytest.raises(ValueError, match=f"tolerance is {tolerance}; it must be above 0"):
+        check(expect, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("expect", ["helps", "hurts", "no difference", "not worse"])
@@ -122,6 +145,11 @@ def test_a_finding_holds_both_values():
     assert found.metric is toytask.ACCURACY
     assert found.board.conditions.data == "numbers"
     assert len(found.board.runs) == 6
+
+
+def test_values_are_of_the_seeds_that_both_have():
+    (found,) = findings(card(check()), [*runs(2.0, 2.25, 1.75), make("base", 3, 90.0), make("base", 4, 90.0)])
+    assert (found.entry.mean, found.versus.mean, found.difference.mean) == (52.0, 50.0, 2.0)
 
 
 def test_a_metric_of_its_own_counts_in_its_direction():

@@ -87,6 +87,17 @@ def test_a_board_has_intervals_time_and_parameters():
         checked(p.svg)
 
 
+def test_acronyms_are_spelled_as_such_in_titles_and_at_axes():
+    made = board(*seeds("base", 50.0, 51.0, curves={"nll by position": [(0, 1.0), (1, 0.5)]}))
+    metric = dataclasses.replace(made.metric, name="image-auroc")
+    rows = [dataclasses.replace(row, values={"image-auroc": row.values["accuracy"]}) for row in made.rows]
+    intervals, cost, _, curve = plot.plots(dataclasses.replace(made, metric=metric, rows=tuple(rows)))
+    assert (intervals.title, cost.title) == ("Image-AUROC with 95 % intervals", "Image-AUROC against time to fit")
+    assert "image-AUROC, % (higher is better)" in words(intervals.svg)
+    assert curve.title == "NLL by position"
+    assert "NLL" in words(curve.svg)
+
+
 def test_ids_of_a_page_are_distinct():
     curves = {"loss": [(0, 1.0), (1, 0.5)], "reward": [(0, 1.0), (1, 2.0)]}
     made = plot.plots(board(*seeds("base", 50.0, 51.0, curves=curves)))

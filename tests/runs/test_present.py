@@ -13,9 +13,11 @@ from workingpapers.runs.present import (
     all_boards,
     as_json,
     digest,
+    next_step,
     permalink,
     prose,
     provenance,
+    spelled,
     spread,
     verdicts,
 )
@@ -58,6 +60,16 @@ def test_verdicts_are_counted_in_the_order_of_their_marks(board):
     assert set(verdicts(board)) <= set(BADGES)
 
 
+def test_the_next_step_is_to_use_what_helps_or_to_decide_what_is_open(board):
+    assert next_step([board]) == "Next: `papers show moment-probing` for its code; `papers report` for plots"
+    [unsure] = leaderboards([run(entry, seed) for entry in ("logistic-regression", "mlp") for seed in range(2)])
+    more = "papers try demo --entries mlp --seeds 5"
+    assert next_step([unsure]) == f"Next: `{more}` to decide what is open; `papers report` for plots"
+    assert next_step([board], "my runs.db").endswith("`papers report --store 'my runs.db'` for plots")
+    [alone] = leaderboards([run("logistic-regression", seed) for seed in range(3)])
+    assert next_step([alone]) == next_step([board, unsure]) == "Next: `papers report` for plots"
+
+
 def test_settings_whose_task_is_gone_are_named(board):
     boards, left_out = all_boards([*board.runs, run("gone", 0, task="demo-of-the-past")])
     assert [len(it.rows) for it in boards] == [3]
@@ -81,6 +93,22 @@ def test_provenance_has_every_value_once(board):
 
 def test_prose_marks_code_and_escapes_the_rest():
     assert str(prose(f"see  `fit` {EVIL}")) == "see <code>fit</code> &lt;script&gt;alert(1)&lt;/script&gt;"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("auc", "AUC"),
+        ("gauc", "GAUC"),
+        ("new-ndcg-10", "new-NDCG-10"),
+        ("macro-f1", "macro-F1"),
+        ("NDCG@10 by size", "NDCG@10 by size"),
+        ("recall-10", "recall-10"),
+        ("piece", "piece"),  # not "piECE"
+    ],
+)
+def test_acronyms_are_spelled_as_such(name, shown):
+    assert spelled(name) == shown
 
 
 def test_half_widths_step_back():

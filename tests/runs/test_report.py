@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ from urllib.parse import unquote, urljoin
 import demo
 import pytest
 from demo import ENTRIES, EVIL, SETTINGS, run
+from PIL import Image
 
 from workingpapers.errors import UserError
 from workingpapers.papers import catalogue
@@ -311,6 +313,26 @@ def test_pages_in_a_browser(world, browser, scheme, width):
     assert troubles == []
     assert all(url.startswith(("file:", "data:")) for url in asked)
     assert grounds == {"rgb(254, 254, 254)" if scheme == "light" else "rgb(22, 19, 28)"}
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("width", "in_words"), [(320, True), (700, False)])
+def test_a_table_that_goes_on_to_the_right_shows_it_until_its_end(world, browser, width, in_words):
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(board_of(world.site, "standard-openmoji").as_uri())
+    assert page.evaluate("(box => box.scrollWidth - box.clientWidth)(document.querySelector('.scroll'))") > 0
+    assert page.get_by_text("The table goes on to the right").is_visible() == in_words
+
+    def right_edge():
+        shot = Image.open(io.BytesIO(page.locator(".scroll").screenshot())).convert("RGB")
+        return shot.getpixel((shot.width - 1, shot.height - 8))  # below the last row's text
+
+    shaded = right_edge()
+    page.evaluate("document.querySelector('.scroll').scrollLeft = 9999")
+    ground = right_edge()
+    page.close()
+    assert ground == (254, 254, 254)
+    assert max(shaded) < 230
 
 
 OVERLAPS = """

@@ -3,11 +3,13 @@
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import socket
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
@@ -255,6 +257,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"runs.sqlite cannot be written: .*[Ff]ile exists|Not a directory"):
         Store(str(tmp_path / "file" / "runs.sqlite")).save(make())
+
+
+def test_a_full_disk_is_named_where_sqlite_speaks_of_an_error(tmp_path, monkeypatch):
+    def fail(connection):
+        raise sqlite3.OperationalError("disk I/O error")
+
+    store = Store(str(tmp_path / "runs.sqlite"))
+    monkeypatch.setattr("workingpapers.runs.store._use_wal", fail)
+    for free, said in ((2**10, "its disk is full"), (2**30, "disk I/O error")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        with pytest.raises(UserError, match=rf"runs.sqlite cannot be written: {said}\. Name another --store\."):
+            store.save(make())
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

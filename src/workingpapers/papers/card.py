@@ -45,6 +45,11 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         data: a data set; the setting's default if not named.
         metric: a metric of the setting; its first if not named.
         versus: the entry compared with; the setting's named baseline if not named.
+        tolerance: only with "not worse": by how much `entry` may be worse, in units of the metric; the metric's margin
+            if not named.
+
+    Raises:
+        ValueError: a tolerance that is not positive, or beside another expectation.
     """
 
     task: Slug
@@ -54,6 +59,11 @@ class Check(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data: str | None = None
     metric: str | None = None
     versus: Slug | None = None
+    tolerance: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not (self.expect == "not worse" and self.tolerance > 0):
+            raise ValueError(f'tolerance is {self.tolerance}; it must be above 0, beside expect = "not worse"')
 
 
 class Claim(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

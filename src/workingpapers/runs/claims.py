@@ -15,6 +15,7 @@ from workingpapers.runs.leaderboard import (
     Leaderboard,
     Verdict,
     compare,
+    estimate,
     leaderboards,
     seed_values,
 )
@@ -41,7 +42,7 @@ class Finding:
         standing: what became of it.
         verdict: of the entry against what it is compared with; None without runs.
         difference: entry minus the other, with its interval; None without runs.
-        entry, versus: the two values; None without runs.
+        entry, versus: the two values over the seeds that both have, or each one's own without such; None without runs.
         metric: what was compared; None where there is no entry yet.
         board: the leaderboard it was read from; None without runs.
         command: what measures it.
@@ -92,26 +93,29 @@ def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) ->
         seed_values((run for run in board.runs if run.entry == name), metric.name) for name in (check.entry, versus)
     )
     difference, verdict = compare(ours, theirs, metric)
+    common = sorted(ours.keys() & theirs.keys())
     standing: Standing = "needs more seeds"
-    if len(ours.keys() & theirs.keys()) >= FEWEST_SEEDS and difference is not None:
-        standing = _standing(check.expect, verdict, difference, metric)
-    rows = {row.entry: row.values[metric.name] for row in board.rows if metric.name in row.values}
-    return Finding(
-        claim, standing, verdict, difference, rows[check.entry], rows[versus], metric, board=board, command=command
-    )
+    if len(common) >= FEWEST_SEEDS and difference is not None:
+        standing = _standing(check, verdict, difference, metric)
+    entry, other = (estimate([x[seed] for seed in common or x]) for x in (ours, theirs))
+    return Finding(claim, standing, verdict, difference, entry, other, metric, board=board, command=command)
 
 
-def _standing(expect: Expectation, verdict: Verdict, difference: Estimate, metric: Metric) -> Standing:
+def _standing(check: Check, verdict: Verdict, difference: Estimate, metric: Metric) -> Standing:
     """Return what became of a claim: whether the verdict is the expected one.
 
-    "not worse" asks for less than a verdict: that the interval leaves out every loss larger than the metric's margin.
+    "not worse" asks for less than a verdict: that the interval leaves out every loss larger than the tolerance, which
+    is the metric's margin unless the check names one; then a claim fails only if all of the interval is beyond it.
     """
-    if expect == "not worse" and verdict == "needs more seeds":
-        worst = difference.low if metric.higher_is_better else -difference.high
-        return "reproduced" if worst >= -metric.margin else "needs more seeds"
+    tolerance = metric.margin if check.tolerance is None else check.tolerance
+    worst, best = (difference.low, difference.high) if metric.higher_is_better else (-difference.high, -difference.low)
+    if check.expect == "not worse" and worst >= -tolerance:
+        return "reproduced"
+    if check.tolerance is not None:
+        return "not reproduced" if best < -tolerance else "needs more seeds"
     if verdict == "needs more seeds":
         return "needs more seeds"
-    return "reproduced" if verdict in _MEETS[expect] else "not reproduced"
+    return "reproduced" if verdict in _MEETS[check.expect] else "not reproduced"
 
 
 def _setting(card: Card, check: Check) -> Setting | None:

@@ -42,7 +42,10 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Estimate(mean, math.inf)
-    return Estimate(mean, t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values)))
+    freedom = len(values) - 1
+    # Not by `statistics.stdev`, whose exact fractions would take a third of the time of `papers list`.
+    deviation = math.dist(values, [mean] * len(values)) / math.sqrt(freedom)
+    return Estimate(mean, t_quantile(freedom) * deviation / math.sqrt(len(values)))
 
 
 @functools.cache

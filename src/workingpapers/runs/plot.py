@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from workingpapers.runs.leaderboard import Estimate, Leaderboard, Row, estimate, seed_values
+from workingpapers.runs.present import spelled
 from workingpapers.runs.svg import inline, printable
 from workingpapers.tasks.protocol import Metric
 from workingpapers.terminal import count, interval, seconds
@@ -118,7 +119,7 @@ def interval_plot(board: Leaderboard) -> Plot:
         axes.grid(axis="x", color=_RULE, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel(_axis(metric))
-        title = f"{metric.name} with 95 % intervals"
+        title = f"{spelled(metric.name)} with 95 % intervals"
         said = "; ".join(f"{row.entry} {interval(row.values[metric.name], metric)}" for row in reversed(rows))
         svg = inline(figure, _VARIABLES, "intervals", title, f"Best first: {said}.")
     caption = "Mean over seeds with its 95 % interval; small ticks are single seeds, the dashed line is the baseline."
@@ -156,7 +157,7 @@ def cost_plot(board: Leaderboard, cost: str, title: str, write: Callable[[float]
         axes.set_xlabel(f"{title}, logarithmic")
         axes.set_ylabel(_axis(metric))
         missed = _label(figure, axes, [(r.costs[cost] or zero, r.values[metric.name], r.entry) for r in rows])
-        heading = f"{metric.name} against {title}"
+        heading = f"{spelled(metric.name)} against {title}"
         said = "; ".join(f"{r.entry} {interval(r.values[metric.name], metric)}, {write(r.costs[cost])}" for r in rows)
         svg = inline(figure, _VARIABLES, cost.replace("_", "-"), heading, f"{said}.")
     parts = ["Bars are 95 % intervals."]
@@ -194,11 +195,11 @@ def curve_plot(board: Leaderboard, name: str, index: int = 0) -> Plot | None:
         axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=whole))
         axes.grid(axis="y", color=_RULE, linewidth=0.5)
         axes.set_axisbelow(True)
-        what, _, along = name.partition(" by ")
+        heading = spelled(name)
+        what, _, along = heading.partition(" by ")
         axes.set_xlabel(along or "step, as the entry counts it")
         axes.set_ylabel(_short(what))
         _label_ends(figure, axes, ends)
-        heading = name
         said = "; ".join(f"{entry} ends at {y:.3g}" for _, y, entry, _ in ends)
         svg = inline(figure, _VARIABLES, f"curve-{index}", heading, f"{said}.")
     parts = ["Mean over seeds; the band is its 95 % interval."]
@@ -372,7 +373,7 @@ def _figure(height: float) -> Iterator[tuple[Figure, Any]]:
 
 def _axis(metric: Metric) -> str:
     unit = f", {metric.unit}" if metric.unit else ""
-    return f"{metric.name}{unit} ({'higher' if metric.higher_is_better else 'lower'} is better)"
+    return f"{spelled(metric.name)}{unit} ({'higher' if metric.higher_is_better else 'lower'} is better)"
 
 
 def _short(name: str) -> str:

@@ -49,6 +49,9 @@ BADGES = {
     "not testable": ("–", "soft"),
 }
 
+# Words in the names of metrics and curves that are written in capitals where the name is part of a title.
+ACRONYMS = {"auc", "auprc", "auroc", "cpu", "ece", "f1", "gauc", "gpu", "mae", "mrr", "mse", "ndcg", "nll", "rmse"}
+
 
 @dataclass(frozen=True)
 class Assessed:
@@ -88,8 +91,8 @@ def permalink(conditions: Conditions) -> str:
     return f"{words}-{digest(conditions)}"
 
 
-def command(board: Leaderboard) -> str:
-    """Return the command that makes the runs of a leaderboard."""
+def command(board: Leaderboard, seeds: int | None = None) -> str:
+    """Return the command that makes the runs of a leaderboard, or those of more seeds."""
     at, task = board.conditions, load_task(board.conditions.task)
     names = [row.entry for row in board.rows]
     everything = {entry.name for entry in task.select(at.setting)} <= set(names)
@@ -101,11 +104,36 @@ def command(board: Leaderboard) -> str:
         "--model": at.model if at.model != board.setting.model else "",
         "--entries": "" if everything else ",".join(name for name in names if name != board.setting.baseline),
         "--budget": at.budget if at.budget != "quick" else "",
-        "--seeds": str(1 + max(run.seed for run in board.runs)),
+        "--seeds": str(seeds or seeds_of(board)),
         "--threads": str(threads) if threads != 1 else "",
     }
     given = [word for option, value in options.items() if value for word in (option, value)]
     return shlex.join(["papers", "try", at.task, *given])
+
+
+def seeds_of(board: Leaderboard) -> int:
+    """Return how many seeds the command had that made a leaderboard."""
+    return 1 + max(run.seed for run in board.runs)
+
+
+def next_step(boards: Sequence[Leaderboard], store: str | None = None) -> str:
+    """Return a line on what to do after leaderboards: use what helps, or decide what is open, and look closer.
+
+    Args:
+        boards: at least one; of several nothing but the report is recommended.
+        store: as it was named for the command; None if it was not.
+    """
+    there = ["--store", store] if store else []
+    report = f"`{shlex.join(['papers', 'report', *there])}` for plots"
+    if len(boards) > 1:
+        return f"Next: {report}"
+    first = boards[0].rows[0]
+    if first.best and first.verdict == "helps" and first.paper in load_catalogue():
+        return f"Next: `papers show {first.paper}` for its code; {report}"
+    if verdicts(boards[0])["needs more seeds"]:
+        more = " ".join([command(boards[0], max(5, 2 * seeds_of(boards[0]))), *map(shlex.quote, there)])
+        return f"Next: `{more}` to decide what is open; {report}"
+    return f"Next: {report}"
 
 
 def digest(conditions: Conditions) -> str:
@@ -217,6 +245,11 @@ def spread(value: Estimate, metric: Metric, *, signed: bool = False) -> Markup:
     """Return a value as `interval` writes it, the half width marked up to step back behind the mean."""
     mean, sign, half = _interval(value, metric, signed=signed).partition(" ± ")
     return Markup("{}<span class=half>{}{}</span>").format(mean, sign, half) if sign else escape(mean)
+
+
+def spelled(name: str) -> str:
+    """Return a metric's or a curve's name with its acronyms in capitals: "image-AUROC", "NDCG-10"."""
+    return re.sub(r"\b[a-z0-9]+\b", lambda word: word[0].upper() if word[0] in ACRONYMS else word[0], name)
 
 
 def prose(text: str) -> Markup:

@@ -257,7 +257,17 @@ class _File:
                     connection.execute(sql, dict(values))
                 connection.execute("COMMIT")
         except (sqlite3.DatabaseError, OSError) as error:
-            raise UserError(f"The store {self._path} cannot be written: {error}.") from error
+            reason = "its disk is full" if self._has_no_room() else error
+            raise UserError(f"The store {self._path} cannot be written: {reason}. Name another --store.") from error
+
+    def _has_no_room(self) -> bool:
+        """Tell whether the disk lacks the 32 KiB that writing takes at least; SQLite says "disk I/O error" then."""
+        import shutil
+
+        try:
+            return shutil.disk_usage(self._path.parent).free < 2**16
+        except OSError:
+            return False
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

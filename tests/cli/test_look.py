@@ -1,6 +1,6 @@
 """The commands that show what is known: what they print, what they refuse, and what they do without.
 
-`papers try`, `leaderboard`, `reproduce` and `report`, which concern runs, are tested with runs.
+What concerns all commands (help, errors, closed pipes) is tested here, too.
 """
 
 import json
@@ -10,7 +10,9 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
+from workingpapers import terminal
 from workingpapers.cli import main
 from workingpapers.data.datasets import DATASETS
 from workingpapers.data.impressions import IMPRESSIONS
@@ -202,6 +204,14 @@ def test_topics_shows_the_tree(papers):
     assert all(line.startswith("  ") for line in below[1:])
 
 
+@pytest.mark.parametrize("width", [40, 60, 79])
+def test_topics_has_one_line_each_on_a_narrow_terminal(papers, monkeypatch, width):
+    monkeypatch.setattr(terminal, "console", Console(width=width))
+    head, *lines = papers("topics")
+    assert "gist" in head
+    assert [line.split()[0] for line in lines[: len(load_topics())]] == list(load_topics())
+
+
 def test_tasks_shows_every_setting(papers):
     lines = papers("tasks")[1:]
     expected = [(task.name, name) for task in all_tasks() for name in task.settings]
@@ -319,6 +329,12 @@ def test_what_is_piped_is_plain(store, arguments):
     assert "\x1b" not in shown.stdout + shown.stderr
     assert "…" not in shown.stdout
     assert all(line == line.rstrip() for line in shown.stdout.splitlines())
+
+
+def test_a_terminal_that_lacks_characters_shows_question_marks(store):
+    shown = process("show", "moment-probing", PYTHONIOENCODING="ascii", FORCE_COLOR="1", COLUMNS="90")
+    assert shown.returncode == 0, shown.stderr
+    assert "ICCV 2023 ? moment-probing" in shown.stdout
 
 
 def test_standard_output_may_be_closed(store):

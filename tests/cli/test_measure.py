@@ -1,5 +1,6 @@
 """`papers try` and `papers leaderboard` as people meet them: exit codes, messages, interruptions of every kind."""
 
+import io
 import os
 import random
 import signal
@@ -13,11 +14,15 @@ import demo
 import psutil
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
-from workingpapers.cli import _Live, main
+from workingpapers import terminal
+from workingpapers.cli import main
+from workingpapers.cli.live import Live
 from workingpapers.runs.execute import Progress
 from workingpapers.runs.leaderboard import leaderboards
 from workingpapers.runs.store import Store
+from workingpapers.tasks.protocol import Conditions
 
 TASK = "toytask:task"
 
@@ -36,7 +41,7 @@ def start(*words, store, **environment):
     """Start a command as a process of its own, in a group of its own."""
     return subprocess.Popen(
         [sys.executable, "-c", "from workingpapers.cli import main; main()", *words, "--store", store],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "300"} | environment,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "300"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,10 +87,48 @@ def test_the_leaderboard_goes_to_stdout_and_progress_to_stderr(store):
 def test_progress_tells_how_long_a_run_took_its_measurement_included(capsys):
     done = demo.run("knn", 0)
     done.measured.update(fit_seconds=0.1, predict_seconds=2.0)
-    with _Live() as live:
+    with Live() as live:
         live.update(Progress(done, (), 1, (), ()))
         live.update(Progress(done, (done,), 1, (), ()))
     assert "1/1 knn, seed 0: 2.1 s" in capsys.readouterr().err
+
+
+def test_preparing_names_no_model_that_features_may_not_need(store, capsys):
+    with Live() as live:
+        live.update(Progress(Conditions("probe", "standard", "table.csv", "efficientnet-lite0"), (), 0, (), ()))
+    assert capsys.readouterr().err == "Preparing table.csv ...\n"
+
+
+def test_a_hint_on_what_to_do_next_is_for_people_alone(store, monkeypatch):
+    words = ("try", TASK, "--seeds", "1", "--entries", "better")
+    assert "Next:" not in papers(*words, store=store).output
+    screen = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    monkeypatch.setattr(terminal, "console", screen)
+    for command in (words, ("leaderboard", TASK)):
+        papers(*command, store=store)
+        *_, last = screen.file.getvalue().splitlines()
+        more = f"papers try {TASK} --entries better --seeds 5 --store {store}"
+        assert last == f"Next: `{more}` to decide what is open; `papers report --store {store}` for plots"
+
+
+def test_a_home_that_cannot_be_written_is_no_news_to_a_report(store, tmp_path):
+    papers("try", TASK, "--seeds", "1", "--entries", "better", store=store)
+    homeless = {"HOME": "/proc/nowhere", "MPLCONFIGDIR": "", "XDG_CONFIG_HOME": ""}
+    process = start("report", "-o", str(tmp_path / "report"), store=store, **homeless)
+    assert process.communicate(timeout=120) == ("", f"Wrote {tmp_path}/report/index.html\n")
+
+
+def test_rank_features_prints_columns_by_score_and_remarks_apart(tmp_path):
+    rows = [f"{i % 2},{i % 2},{i % 3},{i}" for i in range(60)]
+    (tmp_path / "log.csv").write_text("\n".join(["label,copy,noise,number", *rows]))
+    done = CliRunner().invoke(main, ["rank-features", str(tmp_path / "log.csv"), "--limit", "2"])
+    assert done.exit_code == 0, done.output
+    head, first, second = done.stdout.splitlines()
+    assert head.split() == ["column", "score", "nats", "information", "nats", "coverage", "%", "values"]
+    assert first.split() == ["copy", "+0.69315", "0.69315", "100", "2"]
+    assert "-0.00000" not in second
+    assert "own in 'number', so nothing is said about them." in done.stderr
+    assert "2 of 3 columns; --limit shows more" in done.stderr
 
 
 def test_failures_are_shown_and_some_success_is_success(store):
@@ -212,6 +255,15 @@ def test_ctrl_c_while_runs_run(store):
     assert "Traceback" not in err
     assert all_gone(family)
     assert [(run.entry, run.status) for run in Store(store).runs()] == [("base", "ok"), ("better", "ok")]
+
+
+def test_ctrl_c_promises_to_go_on_only_where_something_is_kept(store, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workingpapers.runs.report.write_report", interrupted)
+    done = papers("report", store=store)
+    assert (done.exit_code, done.stderr) == (130, "\npapers: interrupted.\n")
 
 
 @pytest.mark.parametrize("delay", [0.1, 1.0])
