@@ -1,8 +1,12 @@
 """Small tables of made-up impressions, whose click probabilities are known."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import PartialState
+from torch import distributed as dist
 from torch import nn
 
 from workingpapers.methods.recommenders.schema import Rows
@@ -43,6 +47,17 @@ class Logistic(nn.Module):
         return self.layer(rows.numbers).squeeze(1)
 
 
+class Normalised(Logistic):
+    """The same on numbers that are normalised by the batch."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.norm = nn.BatchNorm1d(width)
+
+    def forward(self, rows):
+        return self.layer(self.norm(rows.numbers)).squeeze(1)
+
+
 def numeric(n=400, seed=0):
     """Rows of three numbers, and labels that follow them."""
     rng = np.random.default_rng(seed)
@@ -51,10 +66,13 @@ def numeric(n=400, seed=0):
     return Rows(torch.zeros(n, 0, dtype=torch.int32), torch.from_numpy(X), {}), torch.from_numpy(y)
 
 
-def train_share():
-    """What each of several processes does when one training is spread over them."""
+def train_share(kind=Logistic):
+    """What each of several processes does when one training is spread over them, and how many there are."""
+    if dist.is_initialized():  # what torchrun tells a process
+        rank, size = str(dist.get_rank()), str(dist.get_world_size())
+        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     rows, y = numeric()
     torch.manual_seed(0)
-    model = Logistic(3)
+    model = kind(3)
     train(model, rows, y, Plan(learning_rate=0.02, batch_size=100, max_epochs=3), seed=7)
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}, PartialState().num_processes

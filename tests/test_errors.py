@@ -9,10 +9,13 @@ import pytest
 from workingpapers.errors import (
     UserError,
     UserRemark,
+    check_separator,
     existing_file,
     import_object,
     nearest,
+    no_file,
     remarks,
+    similar_files,
     table_kind,
     unknown_name,
     unreadable,
@@ -126,3 +129,24 @@ def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
         existing_file("~/gone.csv")
     with pytest.raises(UserError, match="is a folder; a file is needed"):
         existing_file(tmp_path)
+
+
+def test_a_file_that_is_not_there_is_named_with_those_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "clicks.csv").touch()
+    assert str(no_file("./phots", "file or folder")) == "There is no file or folder ./phots. Did you mean './photos'?"
+    assert str(no_file("click.csv")) == "There is no file click.csv. Did you mean 'clicks.csv'?"
+    assert str(no_file(tmp_path / "log.txt")) == f"There is no file {tmp_path}/log.txt."
+    assert similar_files(f"{tmp_path}/photo") == [f"{tmp_path}/photos"]
+    for nothing in ("", ".", "..", "/", "nowhere/photos", "clicks.csv/photos"):
+        assert similar_files(nothing) == []
+
+
+def test_a_table_with_another_separator_is_refused():
+    with pytest.raises(UserError, match=r"a\.csv: columns are separated by ';', where ',' is needed"):
+        check_separator("a.csv", ["user;item;label"], ",")
+    with pytest.raises(UserError, match=r"a\.tsv: columns are separated by ',', where '.t' is needed"):
+        check_separator("a.tsv", ["user,item,label"], "\t")
+    check_separator("a.csv", ["label"], ",")
+    check_separator("a.csv", ["a;b", "label"], ",")

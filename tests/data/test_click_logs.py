@@ -8,6 +8,7 @@ import pytest
 from workingpapers.data import click_logs
 from workingpapers.data.impressions import load_impressions
 from workingpapers.errors import UserError
+from workingpapers.methods.recommenders.schema import Schema
 
 
 def criteo_lines(n=10):
@@ -31,6 +32,8 @@ def test_criteo(tmp_path):
     assert found.table["I1"].iloc[0] == 0  # -2, which is no count
     assert np.isnan(found.table["I1"].iloc[3])
     assert found.table["C7"].isna().tolist() == [i == 4 for i in range(10)]
+    schema = Schema.fit([found.table], kinds=found.kinds, min_count=1)
+    assert schema.field("C7").values == ("00000006", "02000006", "01000006")  # all digits, and no number
     assert found.remarks == ()
 
 

@@ -322,6 +322,15 @@ def test_unknown_names(name, message):
         load_dataset(name)
 
 
+def test_a_folder_or_file_whose_name_is_like_the_given_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    with pytest.raises(UserError, match=r"Unknown data set 'phots'\. Did you mean 'photos'"):
+        load_dataset("phots")
+    with pytest.raises(UserError, match=r"There is no file or folder \./phots\. Did you mean './photos'"):
+        load_dataset("./phots")
+
+
 def test_files_of_another_kind(tmp_path):
     (tmp_path / "t.xlsx").write_text("")
     with pytest.raises(UserError, match=r"is of type .xlsx; allowed: a folder, .csv"):

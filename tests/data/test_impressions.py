@@ -10,6 +10,7 @@ import pytest
 from workingpapers.data.datasets import load_dataset
 from workingpapers.data.impressions import check_impressions, from_table, load_impressions
 from workingpapers.errors import UserError
+from workingpapers.methods.recommenders.schema import Schema
 
 
 def log(n=20, **columns):
@@ -55,6 +56,22 @@ def test_parts_and_times_are_no_features_and_say_what_is_held_back():
         assert found.table.columns.tolist() == ["ad", "price"]
     text = from_table(log(time=[f"2024-{1 + i // 10:02}-{1 + i % 10:02}" for i in times]), "log", "clicked")
     assert text.held.tolist() == (times >= 16).tolist()
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_whole_numbers_are_names_with_and_without_gaps(tmp_path, kind):
+    ads = [*range(3)] * 6 + [0, None]
+    columns = {"ad": ads, "price": [0.5, None] * 10, "nothing": [None] * 20, "limit": [np.inf, *[None] * 18, 1]}
+    path = written(
+        log(**{c: pd.Series(values, dtype=float) for c, values in columns.items()}), tmp_path / f"log.{kind}"
+    )
+    found = load_impressions(str(path), label="clicked").table
+    assert found["ad"].dtype == "Int64"
+    assert [found[c].dtype == float for c in ("price", "nothing", "limit")] == [True] * 3
+    schema = Schema.fit([found[["ad", "price"]]])
+    assert schema.field("ad").values == ("0", "1", "2")
+    whole = log(ad=range(20)).astype({"price": "float32"})
+    assert from_table(whole, "log", "clicked").table.dtypes.tolist() == [np.int64, np.float32]
 
 
 def test_rows_of_one_time_stay_together():

@@ -286,6 +286,16 @@ def test_numeric_columns_are_features(tmp_path, suffix):
     assert data.part is None
 
 
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv.gz", "t.TSV.gz"])
+def test_tables_of_text_may_have_tabs_and_be_compressed(tmp_path, name):
+    frame().to_csv(tmp_path / name, sep="\t" if "tsv" in name.lower() else ",", index=False)
+    found = load_dataset(tmp_path / name)
+    assert found.fingerprint == load_dataset(save(frame(), tmp_path / "t.csv")).fingerprint
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"There is no file or folder .*{name}"):
+        load_dataset(tmp_path / name)
+
+
 def test_csv_and_parquet_of_one_table_have_one_fingerprint(tmp_path):
     prints = {load_dataset(save(frame(), tmp_path / f"t{s}")).fingerprint for s in (".csv", ".parquet")}
     prints.add(load_dataset(save(frame().assign(a=0), tmp_path / "u.csv")).fingerprint)
@@ -295,6 +305,7 @@ def test_csv_and_parquet_of_one_table_have_one_fingerprint(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (b"a;b;label\n1;2;x\n3;4;y\n", r"t.csv: columns are separated by ';'"),
         (b"a,a,label\n1,2,x\n3,4,y\n", r"columns \['a'\] more than once"),
         (b"a,label\n1,2,x\n3,4,y\n", r"more values than the header has names \(2\)"),
         ("a,label\n1,\xe9\n2,x\n".encode("latin1"), r"not UTF-8 \(byte 0xe9\)"),
@@ -352,6 +363,14 @@ def test_a_missing_image_is_skipped_with_its_row(folder):
     ("table", "message"),
     [
         (frame().rename(columns={"label": "labels"}), r"no column 'label' for the labels; nearest: 'labels'"),
+        (
+            frame().rename(columns={"label": "kind"}),
+            r"no column 'label' for the labels; it has: 'a', 'b', 'kind'\. The",
+        ),
+        (
+            pd.DataFrame(np.eye(14), columns=[f"v{i}" for i in range(13)] + ["kind"]),
+            r"it has: 'v0', 'v1', 'v2', 'v3', 'v4', \.\.\., 'v10', 'v11', 'v12', 'kind'\. The",
+        ),
         (frame().assign(label=["x", None, "x", None]), r"2 of 4 rows have no label in column 'label'"),
         (frame().assign(a=[1, np.nan, np.inf, 2]), r"NaN or infinity: 2 values in 1 columns.*\(2\) in column 'a'"),
         (frame().assign(city=["p"] * 4, town="q"), r"2 columns hold neither numbers nor images: 'city', 'town'"),

@@ -4,12 +4,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import toytask
 
 from workingpapers.errors import UserError
 from workingpapers.tasks import protocol
-from workingpapers.tasks.protocol import Budget, Context, Task, load_task, task_names
+from workingpapers.tasks.protocol import Budget, Conditions, Context, Task, load_task, task_names
 
 
 def names(entries):
@@ -166,3 +167,19 @@ def test_a_module_of_one_s_own_that_fails_is_a_clear_error(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(UserError, match="'my_broken_task:task' cannot be imported: ZeroDivisionError"):
         protocol.load_task("my_broken_task:task")
+
+
+@pytest.mark.parametrize("task", ["probe", "anomaly"])
+def test_a_model_that_data_of_features_do_not_need_is_said_to_be_unused(task, tmp_path):
+    labels = np.repeat([0, 1], 20)
+    part = np.where((labels == 0) & (np.arange(40) < 10), "train", "test")
+    arrays = {"features": np.eye(40, 5), "labels": labels} | ({"part": part} if task == "anomaly" else {})
+    path = str(tmp_path / "own.npz")
+    np.savez(path, **arrays)
+    chosen = load_task(task).setting("standard")
+    for model, said in (
+        (chosen.model, []),
+        ("no-such-model", [f"The model no-such-model is not used: {path} holds features already."]),
+    ):
+        remarks = chosen.prepare(Conditions(task, "standard", path, model), []).remarks
+        assert [remark for remark in remarks if "model" in remark] == said

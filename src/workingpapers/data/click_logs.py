@@ -41,7 +41,7 @@ def criteo(path: Path) -> Impressions:
     import pandas as pd
 
     counts, values = [f"I{i}" for i in range(1, 14)], [f"C{i}" for i in range(1, 27)]
-    found = _read(path, sep="\t", header=None)
+    found = _read(path, sep="\t", header=None, dtype=dict.fromkeys(range(14, 40), str))  # "00000006" is no number
     if found.shape[1] != 40:
         raise UserError(f"{path} has {found.shape[1]} columns between tabs; Criteo's format has 40: label, 13, 26.")
     found.columns = ["label", *counts, *values]

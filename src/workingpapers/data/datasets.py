@@ -13,9 +13,8 @@ from pathlib import Path
 from workingpapers.data.impressions import IMPRESSIONS
 from workingpapers.data.texts import TEXTS
 from workingpapers.data.types import Info, LabelledData
-from workingpapers.errors import UserError, unknown_name
+from workingpapers.errors import UserError, no_file, similar_files, table_kind, unknown_name
 
-TABLES = (".csv", ".parquet")
 CHOICE = ("one-class-cifar10", "one-class-mnist")  # these take the normal class as in "one-class-mnist:3"
 
 
@@ -149,8 +148,8 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
 
     Args:
         name: in this order: a name in `DATASETS` (one-class sets take ":CLASS"); the path of a folder of images, of a
-            `.csv`, `.parquet` or `.npz` file; or `package.module:function`. What each may hold is said in
-            `workingpapers.data.own` and `workingpapers.data.tables`.
+            `.csv`, `.tsv` (either also `.gz`), `.parquet` or `.npz` file; or `package.module:function`. What each may
+            hold is said in `workingpapers.data.own` and `workingpapers.data.tables`.
         label: a table's column of labels.
 
     Raises:
@@ -165,8 +164,8 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
     path = Path(name).expanduser()
     if name and path.exists():
         return _from_path(path, name, label)
-    if path.suffix.lower() in (*TABLES, ".npz") or name.startswith((".", "/", "~")):
-        raise UserError(f"There is no file or folder {name}.")
+    if table_kind(path) or path.suffix.lower() == ".npz" or name.startswith((".", "/", "~")):
+        raise no_file(name, "file or folder")
     if choice and all(piece.isidentifier() for piece in (*known.split("."), choice)):
         from workingpapers.data.own import from_function
 
@@ -178,7 +177,7 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
     raise unknown_name(
         "data set",
         name,
-        DATASETS,
+        [*DATASETS, *similar_files(name)],
         "It is no path and no package.module:function. `papers data` lists all names.",
     )
 
@@ -189,7 +188,7 @@ def _from_path(path: Path, name: str, label: str) -> LabelledData:
         from workingpapers.data.own import from_folder
 
         return from_folder(path, name)
-    if kind in TABLES:
+    if table_kind(path):
         from workingpapers.data.tables import from_table
 
         return from_table(path, name, label)
@@ -197,4 +196,6 @@ def _from_path(path: Path, name: str, label: str) -> LabelledData:
         from workingpapers.data.own import from_npz
 
         return from_npz(path, name)
-    raise UserError(f"{name} is of type {kind or 'none'}; allowed: a folder, .csv, .parquet, .npz.")
+    raise UserError(
+        f"{name} is of type {kind or 'none'}; allowed: a folder, .csv, .tsv (either also .gz), .parquet, .npz."
+    )

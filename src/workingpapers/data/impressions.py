@@ -5,7 +5,8 @@
     clicks.parquet      a CSV, TSV (either also .gz) or Parquet table of the user's, with a column of labels
     mydata:load         a function of a module, called without arguments, that returns such a table (pandas)
 
-All columns of a user's table are features, lists as unordered values, but for these:
+All columns of a user's table are features: whole numbers and text name things, other numbers are quantities, and lists
+hold values in no order. But for these:
 
     part                "train" or "test": what is held back
     time                numbers or dates: the latest fifth is held back; without `part` and `time` it is drawn at random
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, existing_file, import_object, table_kind, unknown_name
+from workingpapers.errors import UserError, existing_file, import_object, similar_files, table_kind, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -194,7 +195,7 @@ def _unknown(name: str) -> UserError:
     known = name.partition(":")[0]
     if known in DATASETS or known in TEXTS:
         return UserError(f"{name!r} holds no impressions. These do: movielens, movielens-100k, flights. {FORMS}")
-    return unknown_name("impressions", name, IMPRESSIONS, FORMS)
+    return unknown_name("impressions", name, [*IMPRESSIONS, *similar_files(name)], FORMS)
 
 
 def called(name: str) -> pd.DataFrame:
@@ -239,6 +240,9 @@ def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
         )
     clicks, values = encode(table[label].tolist())
     features = table.drop(columns=[c for c in (label, PART, TIME) if c in columns]).reset_index(drop=True)
+    # pandas reads whole numbers with gaps as floats; without gaps they would be names.
+    if features.columns.is_unique:  # else they are refused by name when an entry sees them
+        features = features.astype({c: "Int64" for c in features.columns if _whole_with_gaps(features[c])})
     if not len(features.columns):
         raise UserError(f"{name} holds no feature beside the label {label!r}.")
     said = () if values[1] in ("1", "True", "1.0") else (f"A click is {label} = {values[1]!r}, not {values[0]!r}.",)
@@ -254,6 +258,15 @@ def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
         held=held,
         user=USER if USER in features.columns else None,
         remarks=said,
+    )
+
+
+def _whole_with_gaps(column: pd.Series) -> bool:
+    import pandas as pd
+
+    present = column.dropna()
+    return (
+        pd.api.types.is_float_dtype(column.dtype) and 0 < len(present) < len(column) and bool((present % 1 == 0).all())
     )
 
 

@@ -1,4 +1,7 @@
-"""The user's own table: CSV or Parquet with a column of labels, and features or one column of images beside it."""
+"""The user's own table: CSV, TSV (either also .gz) or Parquet.
+
+It has a column of labels, and features or one column of images beside it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from workingpapers.data.checks import checked, encode, finite
 from workingpapers.data.images import SUFFIXES, Encoded, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError, table_kind, unreadable
+from workingpapers.errors import UserError, check_separator, table_kind, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,8 +70,9 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
 def _read_csv(path: Path, label: str) -> pd.DataFrame:
     import pandas as pd
 
-    options: dict[str, Any] = {"sep": "\t" if table_kind(path) == ".tsv" else ",", "index_col": False}
+    options: dict[str, Any] = {"sep": _separator(path), "index_col": False}
     header = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
+    check_separator(path, header.iloc[0].astype(str).tolist(), _separator(path))
     _check_names(path, header.iloc[0].dropna().tolist())  # as written: below, pandas renames those that repeat
     if header.iloc[0].isna().any():
         raise UserError(
@@ -103,27 +107,32 @@ def check_header(path: Path, name: str, label: str) -> None:
     except (OSError, EOFError, zlib.error, ValueError, csv.Error):  # the reader will say what is wrong
         return
     if names:
+        check_separator(name, names, _separator(path))
         _check_label(name, names, label)
 
 
+def _separator(path: Path) -> str:
+    return "\t" if table_kind(path) == ".tsv" else ","
+
+
 def _column_names(path: Path) -> list[str]:
-    kind = table_kind(path)
-    if kind == ".parquet":
+    if table_kind(path) == ".parquet":
         from pyarrow.parquet import read_schema
 
         return [str(column) for column in read_schema(path).names]
     with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if kind == ".tsv" else ",")
+        rows = csv.reader(file, delimiter=_separator(path))
         return next((row for row in rows if row), [])  # blank lines are no header
 
 
 def _check_label(name: str, columns: list[str], label: str) -> None:
     if label not in columns:
-        nearest = difflib.get_close_matches(label, columns, n=3, cutoff=0.4) or columns[:8]
-        raise UserError(
-            f"{name} has no column {label!r} for the labels; nearest: {', '.join(map(repr, nearest)) or 'no columns'}. "
-            "The option label names it."
-        )
+        alike = difflib.get_close_matches(label, columns, n=3, cutoff=0.4)
+        shown = [repr(column) for column in (alike or columns)]
+        if len(shown) > 10:  # labels stand first or last
+            shown[5:-4] = ["..."]
+        said = f"; {'nearest' if alike else 'it has'}: {', '.join(shown) or 'no columns'}"
+        raise UserError(f"{name} has no column {label!r} for the labels{said}. The option label names it.")
 
 
 def check_labels(name: str, table: pd.DataFrame, label: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, import_object, unknown_name, unreadable
+from workingpapers.errors import UserError, import_object, no_file, similar_files, unknown_name, unreadable
 
 FORMS = "Other texts: a file of UTF-8 text, or package.module:function. `papers data` lists all names."
 SEPARATOR = "\n\n"
@@ -82,14 +82,14 @@ def load_text(name: str) -> Text:
     if path.is_dir():
         raise UserError(f"{name} is a folder; allowed: a file of UTF-8 text.")
     if path.suffix.lower() in (".txt", ".md", ".rst") or name.startswith((".", "/", "~")):
-        raise UserError(f"There is no file {name}.")
+        raise no_file(name)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _text(name, _call(name))
     from workingpapers.data.datasets import DATASETS
 
     if name.partition(":")[0] in DATASETS:
         raise UserError(f"{name!r} holds no text. These do: {', '.join(TEXTS)}. {FORMS}")
-    raise unknown_name("text", name, TEXTS, FORMS)
+    raise unknown_name("text", name, [*TEXTS, *similar_files(name)], FORMS)
 
 
 def python_docs() -> list[str]:

@@ -299,3 +299,10 @@ def load_task(name: str) -> Task:
 def all_tasks() -> list[Task]:
     """Return every task, in alphabetical order."""
     return [load_task(name) for name in task_names()]
+
+
+def unused_model(conditions: Conditions) -> tuple[str, ...]:
+    """Return the remark that data of features need no model; none where the user named no model."""
+    if conditions.model == load_task(conditions.task).setting(conditions.setting).model:
+        return ()
+    return (f"The model {conditions.model} is not used: {conditions.data} holds features already.",)

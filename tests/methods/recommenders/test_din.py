@@ -1,5 +1,7 @@
 """DIN and its parts against their definitions and limits."""
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -282,6 +284,13 @@ def test_regularisation_by_its_definition():
     )
     torch.testing.assert_close(model.penalty(), 0.1 * expected)
     assert DIN(FieldEmbedding(schema, 4)).penalty() == 0
+
+
+def test_what_a_step_looks_up_is_in_the_penalty_of_that_step(data):
+    table, y = data[1][0][PLAIN], data[1][1]
+    model = DINClassifier(**CHEAP, table="dpq", regularisation=0.1, max_epochs=1).fit(table, y)
+    # Lookups whose penalty is still to come would hold their gradients, which cannot be copied.
+    np.testing.assert_array_equal(copy.deepcopy(model).predict_proba(table), model.predict_proba(table))
 
 
 @pytest.fixture(scope="module")

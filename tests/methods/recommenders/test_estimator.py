@@ -46,6 +46,29 @@ def test_learns_and_comes_back_from_a_folder(kind, data, tmp_path):
     np.testing.assert_array_equal(kind.load(tmp_path / "model").predict_proba(held)[:, 1], scores)
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_what_scikit_learn_knows_comes_back_from_a_folder(named, tmp_path):
+    X = np.random.default_rng(0).normal(size=(80, 2))
+    table = pd.DataFrame(X, columns=["a", "b"]) if named else X
+    model = FMClassifier(max_epochs=np.int64(2), random_state=0).fit(table, X[:, 0] > 0)
+    model.save(tmp_path)
+    loaded = FMClassifier.load(tmp_path)
+    assert (loaded.n_features_in_, loaded.history_) == (2, model.history_)
+    assert getattr(loaded, "feature_names_in_", np.array([])).tolist() == (["a", "b"] if named else [])
+    if not named:
+        with pytest.raises(ValueError, match="3 features"):
+            loaded.predict(np.zeros((4, 3)))
+
+
+def test_a_model_that_cannot_be_saved_leaves_no_files(tmp_path):
+    model = FMClassifier(max_epochs=1, random_state=np.random.RandomState(0)).fit(
+        pd.DataFrame({"a": [0, 1] * 9}), [0, 1] * 9
+    )
+    with pytest.raises(ValueError, match="cannot be saved"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_the_exported_program_answers_for_batches_of_any_size(data):
     (table, y), (held, _) = data
     model = MLPClickClassifier(kinds=KINDS, max_epochs=1, random_state=0).fit(table, y)
@@ -100,6 +123,7 @@ def test_the_seed_decides_everything(data):
         ([0, 1, 2, 3], "Only binary classification"),
         ([0, 1], "X has 4 rows and y 2"),
         ([0.5, 0.25, 1.5, 1.0], "continuous"),
+        (["yes", "no", None, "no"], "y has no label in row 2"),
     ],
 )
 def test_bad_labels_are_named(y, message):

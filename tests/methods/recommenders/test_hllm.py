@@ -55,6 +55,8 @@ def test_seen_items_are_left_out_only_if_asked(fitted):
     assert sorted(items[0].tolist()) == list(range(36))
     torch.testing.assert_close(scores[0], full[items[0]])
     assert 0 not in fitted.recommend([history], k=35)[0]
+    bytes_ = np.array([1, 2], np.uint8)  # torch would take them for a mask
+    assert not set(fitted.recommend([bytes_], k=34)[0][0].tolist()) & {1, 2}
     with pytest.raises(ValueError, match="k is 36; it must lie between 1 and 35"):
         fitted.recommend([history], k=36)
 

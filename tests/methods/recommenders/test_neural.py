@@ -140,6 +140,13 @@ def test_what_is_loaded_scores_as_what_was_saved(make, tmp_path):
     assert (one.history_, one.parameters_) == (other.history_, other.parameters_)
 
 
+def test_features_of_every_type_and_drawn_options_are_loaded(tmp_path):
+    features = item_table().assign(code=pd.Series([1, None] * 10, dtype=object), series=pd.array([1, 2] * 10, "Int64"))
+    one = TwoTowerRecommender(kinds={"tags": "multi"}, **SMALL | {"dim": np.int64(8)}).fit(cycles(features=features))
+    one.save(tmp_path)
+    assert torch.equal(one.score([np.array([1])]), TwoTowerRecommender.load(tmp_path).score([np.array([1])]))
+
+
 def test_a_cut_model_is_saved_too(tmp_path):
     features = np.random.default_rng(0).normal(size=(20, 3))
     one = FMRLRecRecommender(sizes=(4, 8), item_features=features, **SMALL).fit(cycles()).cut(4)

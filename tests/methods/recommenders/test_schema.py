@@ -1,5 +1,7 @@
 """Columns become ids and numbers: in one pass, the same however the table is cut, and refused where they can't."""
 
+import datetime
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -84,6 +86,29 @@ def test_integers_that_pandas_made_floats_are_the_same_values():
     assert schema.encode(later).ids[:, 0].tolist() == [FIRST, MISSING, FIRST + 1]
 
 
+def test_numbers_and_text_of_one_value_are_counted_together():
+    schema = Schema.fit([pd.DataFrame({"a": pd.Series([3, 3, "3", 4], dtype=object)})], min_count=3)
+    assert schema.field("a").values == ("3",)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, -1e-9, 1e9 + 0.1])
+@pytest.mark.parametrize("parts", [1, 7])
+def test_equal_numbers_have_no_spread_whatever_rounding_says(value, parts):
+    whole = pd.DataFrame({"x": np.full(777, value)})
+    schema = Schema.fit([whole.iloc[i::parts] for i in range(parts)])
+    assert schema.field("x").scale == 1
+    np.testing.assert_allclose(schema.encode(whole).numbers, 0, atol=1e-6)  # of 1e9, half of its last digit
+    # Numbers that differ in their last digits do have one.
+    assert Schema.fit([pd.DataFrame({"x": [1e9, 1e9 + 1e-5]})]).field("x").scale == pytest.approx(5e-6, rel=0.1)
+
+
+def test_histories_of_one_item_each_are_histories():
+    frame = pd.DataFrame({"item": [1, 2, 2, 1], "seen": [2.0, np.nan, 1.0, 2.0]})  # as a CSV file gives them
+    schema = Schema.fit([frame], kinds={"seen": "sequence of item"}, length=1)
+    first, second = (FIRST + schema.field("item").values.index(v) for v in "12")
+    assert schema.encode(frame).lists["seen"].tolist() == [[second], [PADDING], [first], [second]]
+
+
 def test_arrow_lists_and_categories_are_understood():
     frame = pa.table({"tags": [["a", "b"], ["a"], []], "kind": ["u", "v", "u"]}).to_pandas()
     frame["kind"] = frame["kind"].astype("category")
@@ -120,6 +145,12 @@ def test_rows_are_cut_and_joined():
         (pd.DataFrame({"a": ["x"]}), {"a": "numerical"}, "column 'a' is numerical, but holds other things"),
         (pd.DataFrame({"a": [1.0, np.inf]}), {}, "column 'a' holds infinite numbers, in row 1"),
         (pd.DataFrame({"a": pd.to_datetime(["2026-01-01"])}), {}, "holds datetime64"),
+        (pd.DataFrame({"a": [None, datetime.date(2026, 1, 1)]}), {}, "'a' holds dates"),
+        (
+            pd.DataFrame({"a": pd.to_datetime(["2026-01-01", None])}),
+            {"a": "numerical"},
+            "numerical, but holds datetime",
+        ),
     ],
 )
 def test_bad_tables_are_named(frame, kinds, message):

@@ -162,6 +162,17 @@ def test_padding_keeps_the_latest_on_the_left():
     assert last_of(states, padded(rows, 2)).tolist() == [[1], [2]]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.uint32])
+def test_small_integers_do_not_overflow(kind):
+    largest = min(np.iinfo(kind).max, 299)
+    rows, wide = [np.array([3, largest], kind)], [np.array([3, largest])]
+    for fill in (0, -1):
+        assert torch.equal(padded(rows, 2, fill=fill), padded(wide, 2, fill=fill))
+    model = Next().fit(log_of([0, 1, 2], items=300))
+    assert model.recommend(rows, k=3).tolist() == model.recommend(wide, k=3).tolist()
+    assert torch.equal(model.ranks(rows, np.array([5])), model.ranks(wide, np.array([5])))
+
+
 class Next(SequenceRecommender):
     """Knows that item i + 1 follows item i, and likes high positions otherwise."""
 

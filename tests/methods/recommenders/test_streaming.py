@@ -2,9 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from clicks import KINDS, impressions
+from pyarrow import parquet
 
 from workingpapers.methods.recommenders import streaming
 from workingpapers.methods.recommenders.baselines import FMClassifier, MLPClickClassifier
@@ -39,6 +41,18 @@ def test_without_validation_a_file_trains_the_very_model_of_its_table(file):
     np.testing.assert_allclose(streamed.decision_function(held), plain.decision_function(held), atol=1e-4)
     assert streamed.classes_.tolist() == ["no", "yes"]
     assert streamed.feature_names_in_.tolist() == table.columns.tolist()
+
+
+def test_integers_with_gaps_stay_identifiers(tmp_path):
+    path, clicked = tmp_path / "clicks.parquet", np.arange(400) % 2
+    ids = [None, *(2**60 + clicked[1:]).tolist()]  # as floats they would be one value
+    table = pa.table({"id": ids, "clicked": clicked})
+    parquet.write_table(table, path)
+    model = FMClassifier(max_epochs=20, learning_rate=0.05, batch_size=64, random_state=0).fit(path, "clicked")
+    assert model.schema_.field("id").values == (str(2**60 + 1), str(2**60))
+    assert (model.predict(path) == clicked)[1:].all()
+    again = FMClassifier(max_epochs=1).fit(table.select(["id"]), table["clicked"])
+    assert again.schema_ == model.schema_
 
 
 def test_with_validation_it_stops_early_and_predicts_from_files(file, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from clicks import KINDS, Logistic, impressions, numeric, train_share
+from clicks import KINDS, Logistic, Normalised, impressions, numeric, train_share
 from sklearn.linear_model import LogisticRegression
 
 from workingpapers.methods.attention.sequences import run_processes
@@ -37,6 +37,15 @@ def test_stops_early_and_keeps_the_best_epoch():
     assert max(history.auc) == history.auc[history.best]
     assert auc(valid[1].numpy(), predict(model, valid[0])) == pytest.approx(history.auc[history.best])
     assert not model.training
+
+
+def test_one_process_trains_where_the_model_is(monkeypatch):
+    # As on a machine with an accelerator, for a model that was asked to stay on the processor.
+    monkeypatch.setattr("accelerate.Accelerator.device", property(lambda self: torch.device("meta")))
+    rows, y = numeric()
+    model = Logistic(3)
+    train(model, rows, y, Plan(max_epochs=1), valid=(rows, y))
+    assert model.layer.weight.device.type == "cpu"
 
 
 def test_sparse_gradients_train_too():
@@ -100,8 +109,17 @@ def test_bad_plans_are_refused(options):
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does():
-    alone, (first, second) = train_share(), run_processes(train_share, 2)
+    (alone, one), ((first, two), (second, _)) = train_share(), run_processes(train_share, 2)
+    assert (one, two) == (1, 2)
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
         # Halves of a batch are averaged in another order.
         torch.testing.assert_close(first[name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_same_running_averages():
+    # With others of its own a process would stop at another epoch, and the rest wait for it.
+    (first, _), (second, _) = run_processes(train_share, 2, Normalised)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["norm.running_mean"].abs().max() > 0

@@ -117,6 +117,15 @@ def test_autodim_answers_with_the_likeliest_width_and_serves_it():
     assert table.training_bytes() > 12 * 14 * 4
 
 
+def test_a_settled_autodim_waits_for_no_gradient_that_never_comes():
+    table = AutoDimTable([7, 5], 8)
+    with torch.no_grad():
+        table.preferences.copy_(torch.tensor([[1.0, 0, 0], [2.0, 0, 0]]))
+    table.train().settle()
+    table(torch.arange(12)).square().sum().backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in table.parameters())
+
+
 def test_autodim_mixes_widths_while_searching_and_cools():
     torch.manual_seed(0)
     table = AutoDimTable([7, 5], 8, anneal=0.4)

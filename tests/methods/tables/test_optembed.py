@@ -194,6 +194,14 @@ def model_of(**options):
 PLAN = Plan(learning_rate=0.02, batch_size=100, max_epochs=2)
 
 
+def test_rows_of_one_class_score_no_widths(monkeypatch):
+    model, table, (rows, labels), valid = model_of(search_rows=1)
+    held, real = [], optembed.predict
+    monkeypatch.setattr(optembed, "predict", lambda model, rows: held.append(len(rows)) or real(model, rows))
+    table.search(model, rows, labels, PLAN, valid=valid, seed=0)
+    assert set(held) == {200}
+
+
 def test_the_three_stages(monkeypatch):
     model, table, (rows, labels), valid = model_of(search_rows=150)
     initial = {name: x.clone() for name, x in model.state_dict().items()}

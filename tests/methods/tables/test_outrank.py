@@ -16,7 +16,7 @@ from sklearn.feature_selection import mutual_info_classif
 from sklearn.metrics import mutual_info_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 from workingpapers.methods.tables.outrank import OutRankSelector, cardinality_aware_mi, cross, order_3mr, rank_file
 
 
@@ -235,6 +235,14 @@ def write(X, y, path):
     return path
 
 
+def test_gaps_in_some_batches_do_not_make_other_values(tmp_path):
+    values = np.arange(2000) % 50
+    table = {"x": [None if i in range(900, 1000) else int(v) for i, v in enumerate(values)], "y": values % 2}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    found = rank_file(tmp_path / "log.parquet", "y", batch_size=200).iloc[0]
+    assert (found["values"], found["coverage"]) == (50, 0.95)
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.csv.gz", "log.parquet"])
 def test_files_are_ranked_in_batches(name, tmp_path):
     X, y = planted()
@@ -246,6 +254,17 @@ def test_files_are_ranked_in_batches(name, tmp_path):
     assert facts.loc["a", "values"] == 4
     assert facts.loc["noise3000", "values"] == pytest.approx(X["noise3000"].nunique(), rel=0.12)  # four errors of 3 %
     assert facts["score"].is_monotonic_decreasing
+
+
+def test_a_column_has_at_most_as_many_values_as_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({f"price{i}": rng.random(3000) for i in range(8)})  # about half the estimates are too large
+    X.loc[::3, "price0"] = np.nan
+    X.assign(clicked=rng.random(3000) < 0.5).to_parquet(tmp_path / "log.parquet")
+    with pytest.warns(UserRemark, match="of its own in 'price0', 'price1', 'price2', 'price3', 'price4' and 3 more"):
+        values = rank_file(tmp_path / "log.parquet", "clicked").set_index("feature")["values"]
+    assert values.max() == 3000
+    assert values["price0"] <= 2000
 
 
 GROWTH = """
@@ -290,6 +309,8 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "half.csv.gz").write_bytes(gzip.compress(text.read_bytes())[:900])
     (tmp_path / "twice.csv").write_text("a,a,y\n1,2,0\n1,2,1\n")
     (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "log.json").write_text("{}")
+    (tmp_path / "semicolons.csv").write_text("a;y\n1;0\n2;1\n")
     (tmp_path / "header.csv").write_text("a,y\n")
     (tmp_path / "ragged.csv").write_text("a,y\n1,0\n1,2,3,4\n")
     (tmp_path / "wide.csv").write_text("a,y\n1,0,5\n2,1,6\n")
@@ -303,8 +324,10 @@ def test_bad_files_are_named(tmp_path):
     pd.DataFrame({"a": [[1], [2]], "y": [0, 1]}).to_parquet(tmp_path / "lists.parquet")
     for name, label, message in [
         ("nowhere.csv", "y", "There is no file"),
+        ("on.csv", "y", "There is no file .*on.csv. Did you mean '.*one.csv'"),
         ("log.json", "y", "is no .csv, .tsv or .parquet file"),
         ("folder.csv", "y", "folder.csv is a folder"),
+        ("semicolons.csv", "y", "columns are separated by ';'"),
         ("log.parquet", "cliked", r"Unknown column 'cliked' of log.parquet. Did you mean 'clicked'"),
         ("half.parquet", "clicked", "half.parquet cannot be read"),
         ("half.csv.gz", "clicked", "half.csv.gz cannot be read"),

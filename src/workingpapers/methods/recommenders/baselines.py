@@ -92,7 +92,10 @@ class CrossNetwork(nn.Module):
 
 
 class LinearClassifier(ClickClassifier):
-    """Logistic regression on one-hot values, by the same training as the others."""
+    """Logistic regression on one-hot values, by the same training as the others.
+
+    A value has one weight: `dim`, `table` and `table_options` play no part.
+    """
 
     def _build(self, schema: Schema) -> nn.Module:
         return _Linear(schema)

@@ -34,8 +34,9 @@ from torch.nn import functional as F
 
 from workingpapers.errors import UserRemark, unknown_name
 from workingpapers.methods.recommenders.baselines import DeepClassifier
+from workingpapers.methods.recommenders.columns import flattened
 from workingpapers.methods.recommenders.fields import FieldEmbedding
-from workingpapers.methods.recommenders.schema import Field, Rows, Schema, flattened
+from workingpapers.methods.recommenders.schema import Field, Rows, Schema
 from workingpapers.methods.recommenders.training import Plan
 
 Activation = Literal["dice", "prelu"]
@@ -245,7 +246,8 @@ class DIN(nn.Module):
             return table.penalty()
         if not len(self.counts):
             raise ValueError("regularisation divides by how often ids occur: call count(rows) before training")
-        return table.penalty() + self.regularisation * batch_aware_l2(table, self._seen, self.counts)
+        norms = batch_aware_l2(table, self._seen, self.counts)  # first: a table may count these lookups in its penalty
+        return table.penalty() + self.regularisation * norms
 
 
 class _Even(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +20,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from workingpapers.methods.recommenders.columns import from_arrow
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
-from workingpapers.methods.recommenders.options import MergedOptions
+from workingpapers.methods.recommenders.options import MergedOptions, as_json
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.methods.recommenders.streaming import Labels, labelled, parquet_batches, store
-from workingpapers.methods.recommenders.training import Plan, chosen_device, predict, train
+from workingpapers.methods.recommenders.training import History, Plan, chosen_device, predict, train
 from workingpapers.methods.tables.common import Table, served_model, tables_of
 
-FORMAT = "workingpapers click model 1"
+FORMAT = "workingpapers click model 2"
 
 
 class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
@@ -120,6 +122,9 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
                 return self._fit_rows(*self._stored(X, y, Path(folder), seed), seed)
         table = self._table(X, y, reset=True)
         labels = column_or_1d(y, warn=True)
+        missing = pd.isna(labels)
+        if missing.any():
+            raise ValueError(f"y has no label in row {int(missing.argmax())}")
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
         self._check_classes()
@@ -140,9 +145,14 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         self.schema_ = Schema.fit(features, kinds=self.kinds, min_count=self.min_count)
         self.classes_ = labels.classes()
         self._check_classes()
-        self.n_features_in_ = len(self.schema_.fields)
-        self.feature_names_in_ = np.array([field.name for field in self.schema_.fields], dtype=object)
+        self._name_features(named=True)
         return store(path, label, folder, self.schema_, self.classes_, self.validation, seed)
+
+    def _name_features(self, named: bool) -> None:
+        """Set what scikit-learn knows of the columns, by the schema; those of an array have no names."""
+        self.n_features_in_ = len(self.schema_.fields)
+        if named:
+            self.feature_names_in_ = np.array([field.name for field in self.schema_.fields], dtype=object)
 
     def _check_classes(self) -> None:
         if len(self.classes_) != 2:
@@ -190,8 +200,10 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         return self.classes_[chosen]
 
     def _table(self, X: Any, y: Any, *, reset: bool) -> pd.DataFrame:
-        if hasattr(X, "to_pandas"):  # pyarrow and polars tables
-            X = X.to_pandas()
+        if hasattr(X, "to_arrow"):  # a polars table
+            X = X.to_arrow()
+        if hasattr(X, "to_pandas"):
+            X = from_arrow(X)
         if isinstance(X, pd.DataFrame) and not any(isinstance(name, str) for name in X.columns):
             X = X.to_numpy()  # an array in a frame
         if isinstance(X, pd.DataFrame) and not reset:
@@ -216,21 +228,28 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         return hasattr(self, "model_")
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), schema, labels and options into a folder, made if it isn't there."""
+        """Write weights (safetensors), schema, labels and options into a folder, made if it isn't there.
+
+        Raises:
+            ValueError: an option that is no plain value, such as a random generator.
+        """
         from safetensors.torch import save_model
 
         check_is_fitted(self)
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
-        save_model(self.model_, str(place / "model.safetensors"))
         held = {
             "format": FORMAT,
             "kind": type(self).__name__,
             "options": self.get_params(),
             "classes": self.classes_.tolist(),
             "schema": self.schema_.to_json(),
+            "named": hasattr(self, "feature_names_in_"),
+            "history": dataclasses.asdict(self.history_),
         }
-        (place / "model.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
+        text = as_json(held)
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        save_model(self.model_, str(place / "model.safetensors"))
+        (place / "model.json").write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -245,13 +264,15 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         text = (Path(folder) / "model.json").read_text(encoding="utf-8")
         try:
             held = json.loads(text)
-            kind, options, classes, schema = (held[key] for key in ("kind", "options", "classes", "schema"))
+            found = held["format"], held["kind"]
+            if found != (FORMAT, cls.__name__):
+                raise ValueError(f"{folder} holds {found[0]!r}, {found[1]}; expected {FORMAT!r}, {cls.__name__}")
+            self = cls(**held["options"])
+            self.classes_, self.schema_ = np.array(held["classes"]), Schema.from_json(held["schema"])
+            self._name_features(held["named"])
+            self.history_ = History(**held["history"])
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no click model: {error!r}") from error
-        if held.get("format") != FORMAT or kind != cls.__name__:
-            raise ValueError(f"{folder} holds {held.get('format')!r}, {kind}; expected {FORMAT!r}, {cls.__name__}")
-        self = cls(**options)
-        self.classes_, self.schema_ = np.array(classes), Schema.from_json(schema)
         self.model_ = self._build(self.schema_).to(chosen_device(self.device))
         load_model(self.model_, str(Path(folder) / "model.safetensors"))
         self.model_.eval()

@@ -193,7 +193,7 @@ class HLLM(HLLMNetwork):
         found = self.scores(histories)
         if exclude_seen:
             for row, history in zip(found, histories, strict=True):
-                row[torch.as_tensor(np.asarray(history), device=row.device)] = -torch.inf
+                row[torch.as_tensor(np.asarray(history, np.int64), device=row.device)] = -torch.inf
         left = int(torch.isfinite(found).sum(dim=1).min())
         if not 1 <= k <= left:
             raise ValueError(f"k is {k}; it must lie between 1 and {left}, the items that are left to recommend")

@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pyarrow import ArrowInvalid
+from pyarrow import ArrowInvalid, parquet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from workingpapers.methods.recommenders.columns import from_arrow
 from workingpapers.methods.recommenders.metrics import ndcg_at
-from workingpapers.methods.recommenders.options import MergedOptions
+from workingpapers.methods.recommenders.options import MergedOptions, as_json
 from workingpapers.methods.recommenders.sequences import (
     Histories,
     Log,
@@ -164,15 +165,16 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         """Write weights (safetensors), options and catalogue into a folder, made if it isn't there.
 
         Raises:
-            ValueError: labels of items, or features, that Parquet cannot hold.
+            ValueError: labels of items, or features, that Parquet cannot hold; an option that is no plain value.
         """
         check_is_fitted(self, "model_")
-        place = Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
         options = self.get_params(deep=False)
         tensors = {name: value.detach().cpu().clone().contiguous() for name, value in self.model_.state_dict().items()}
         for name in [name for name, value in options.items() if isinstance(value, (np.ndarray, Tensor))]:
             tensors[OPTION + name] = torch.as_tensor(options.pop(name)).cpu().clone().contiguous()
+        text = as_json({"format": FORMAT, "kind": type(self).__name__, "options": options, "history": self.history_})
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
         catalogue = pd.DataFrame(index=range(len(self.items_))) if self.features_ is None else self.features_
         catalogue = catalogue.reset_index(drop=True).assign(**{LABEL: self.items_.tolist()})
         try:
@@ -180,8 +182,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         except (TypeError, ValueError) as error:
             raise ValueError(f"the catalogue cannot be saved: {error}") from error
         save_file(tensors, str(place / "model.safetensors"))
-        held = {"format": FORMAT, "kind": type(self).__name__, "options": options, "history": self.history_}
-        (place / "model.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
+        (place / "model.json").write_text(text, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -202,7 +203,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
             raise ValueError(f"{folder} holds {held.get('format')!r}, {kind}; expected {FORMAT!r}, {cls.__name__}")
         try:
             tensors = load_file(str(place / "model.safetensors"))
-            catalogue = pd.read_parquet(place / "catalogue.parquet")
+            catalogue = from_arrow(parquet.read_table(place / "catalogue.parquet"))
         except (SafetensorError, ArrowInvalid) as error:
             raise ValueError(f"the files in {folder} are damaged: {error}") from error
         for name in [name for name in tensors if name.startswith(OPTION)]:

@@ -1,9 +1,13 @@
-"""One signature for estimators that pass `**options` on to what they build on."""
+"""Options of estimators: one signature where they pass `**options` on to what they build on, and how they are saved."""
 
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 class MergedOptions:
@@ -27,3 +31,18 @@ class MergedOptions:
     @classmethod
     def _get_param_names(cls) -> list[str]:
         return sorted(inspect.signature(cls).parameters)
+
+
+def as_json(held: Mapping[str, Any]) -> str:
+    """Return what a saved model is made with as JSON; numpy's numbers, which searches over options draw, are numbers.
+
+    Raises:
+        ValueError: a value that is none of JSON's, such as a random generator.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (np.generic, np.ndarray)):
+            return value.tolist()
+        raise ValueError(f"{value!r} cannot be saved; set the option to a plain value first")
+
+    return json.dumps(held, indent=1, default=plain)

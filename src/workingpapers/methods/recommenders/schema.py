@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date, timedelta
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -24,9 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workingpapers.methods.recommenders.columns import as_numbers, check_columns, distinct_of, flattened
+
 Kind = Literal["categorical", "multi", "sequence", "numerical"]
 PADDING, UNKNOWN, MISSING, FIRST = 0, 1, 2, 3
-SEPARATOR = "|"  # between the values of a multi or sequence column that holds text
 MOST_COUNTED = 4_000_000  # distinct values of a column that are counted at a time; beyond, those seen once are dropped
 
 
@@ -170,8 +172,8 @@ class Schema:
         return {field.name: pd.Index(field.values, dtype=object) for field in self.fields}
 
     def _ids(self, field: Field, column: pd.Series) -> NDArray[np.int32]:
-        codes, distinct = pd.factorize(column)
-        found = self._vocabularies[field.shares or field.name].get_indexer(pd.Index(as_text(distinct), dtype=object))
+        codes, distinct = distinct_of(field.name, column)
+        found = self._vocabularies[field.shares or field.name].get_indexer(pd.Index(distinct, dtype=object))
         ids = np.append(np.where(found < 0, UNKNOWN, found + FIRST), MISSING)  # code -1 is a missing value
         return ids[codes].astype(np.int32)
 
@@ -274,20 +276,19 @@ class _Column:
         if self.kind in ("multi", "sequence"):
             lengths, values = flattened(column)
             self.longest = max(self.longest, int(lengths.max(initial=0)))
-        try:
-            codes, distinct = pd.factorize(values)
-        except TypeError as error:  # dicts, lists of lists
-            raise ValueError(f"column {self.name!r} holds values that are not single ones: {error}") from error
-        self._update(dict(zip(as_text(distinct), np.bincount(codes[codes >= 0]).tolist(), strict=True)))
+        codes, distinct = distinct_of(self.name, values)
+        self._update(zip(distinct, np.bincount(codes[codes >= 0]).tolist(), strict=True))
 
     def merge(self, other: _Column) -> None:
         self.rows, self.longest = self.rows + other.rows, max(self.longest, other.longest)
-        self._update(other.counts)
+        self._update(other.counts.items())
         if other.known:
             self._add(other.known, other.mean, other.squares)
 
-    def _update(self, counts: Mapping[str, int]) -> None:
-        self.counts.update(counts)
+    def _update(self, counts: Iterable[tuple[str, int]]) -> None:
+        """Add counts, maybe several of one value: 3 and "3" are two to pandas, and one here."""
+        for value, n in counts:
+            self.counts[value] = self.counts.get(value, 0) + n
         if len(self.counts) > MOST_COUNTED:
             self.counts = Counter({value: n for value, n in self.counts.items() if n > 1})
 
@@ -301,7 +302,9 @@ class _Column:
     def field(self, counts: Counter[str], min_count: int, max_values: int, length: int) -> Field:
         if self.kind == "numerical":
             deviation = math.sqrt(self.squares / self.known) if self.known else 0.0
-            return Field(self.name, self.kind, mean=float(self.mean), scale=deviation or 1.0)
+            # Of equal numbers the mean may be off by rounding, which must not become the unit.
+            rounding = self.known * abs(self.mean) * np.finfo(np.float64).eps
+            return Field(self.name, self.kind, mean=float(self.mean), scale=deviation if deviation > rounding else 1.0)
         ranked = sorted((v for v, n in counts.items() if n >= min_count), key=lambda v: (-counts[v], v))
         kept = () if self.shares else tuple(ranked[:max_values])
         lengths = {"categorical": 1, "multi": min(length, self.longest)}
@@ -336,53 +339,6 @@ def _inferred(name: str, column: pd.Series) -> Kind:
     if pd.api.types.is_float_dtype(column.dtype):
         return "numerical"
     present = column.dropna()
+    if len(present) and isinstance(present.iloc[0], (date, timedelta)):
+        raise ValueError(f"column {name!r} holds dates; make numbers or categories of it (hour, weekday) first")
     return "multi" if len(present) and isinstance(present.iloc[0], (list, tuple, np.ndarray)) else "categorical"
-
-
-def check_columns(table: pd.DataFrame) -> None:
-    """Refuse a table whose columns repeat or are not named by text.
-
-    Raises:
-        ValueError: names the columns.
-    """
-    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
-    if repeated:
-        raise ValueError(f"columns {repeated} occur more than once")
-    odd = [name for name in table.columns if not isinstance(name, str)]
-    if odd:
-        raise ValueError(f"columns must be named by text; got {odd[:5]}")
-
-
-def as_text(values: Any) -> list[str]:
-    """Return distinct values as text; whole floats are written as integers, so that 3 and 3.0 are one value."""
-    return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
-
-
-def as_numbers(column: pd.Series) -> NDArray[np.float64]:
-    """Return a column as float64, missing values as NaN.
-
-    Raises:
-        ValueError: what are no numbers, or infinite ones.
-    """
-    try:
-        numbers = pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"column {column.name!r} is numerical, but holds other things: {error}") from error
-    if np.isinf(numbers).any():
-        raise ValueError(
-            f"column {column.name!r} holds infinite numbers, in row {int(np.isinf(numbers).argmax())} first"
-        )
-    return numbers
-
-
-def flattened(column: pd.Series) -> tuple[NDArray[np.int64], pd.Series]:
-    """Return how many values each row of a multi or sequence column has, and all of them one after the other.
-
-    Text is split at "|"; missing rows have no values.
-    """
-    rows = [
-        v.split(SEPARATOR) if isinstance(v, str) and v else list(v) if isinstance(v, (list, tuple, np.ndarray)) else []
-        for v in column
-    ]
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    return lengths, pd.Series([v for row in rows for v in row], name=column.name, dtype=object)

@@ -206,7 +206,7 @@ def padded(histories: Histories, length: int, fill: int = 0) -> Tensor:
 
     Ids are positions + 1; with `fill` -1 they are positions, as `metrics.ranks` takes them.
     """
-    kept = [torch.from_numpy(np.asarray(history[-length:]) + 1 + fill) for history in histories]
+    kept = [torch.from_numpy(np.asarray(history[-length:], np.int64) + 1 + fill) for history in histories]
     return torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=fill)
 
 
@@ -266,6 +266,7 @@ class SequenceRecommender(BaseEstimator):
                 are not finite.
         """
         check_is_fitted(self, "items_")
+        checked: list[NDArray[np.int64]] = []
         for row, history in enumerate(histories):
             given = np.asarray(history)
             if not len(given):
@@ -276,8 +277,9 @@ class SequenceRecommender(BaseEstimator):
                 )
             if given.min() < 0 or given.max() >= len(self.items_):
                 raise ValueError(f"history {row} holds positions outside 0 to {len(self.items_) - 1}")
-        starts = range(0, len(histories), SCORED)
-        parts = [self._scores(histories[start : start + SCORED]).float().cpu() for start in starts]
+            checked.append(given.astype(np.int64))  # of small types, positions + 1 might overflow
+        starts = range(0, len(checked), SCORED)
+        parts = [self._scores(checked[start : start + SCORED]).float().cpu() for start in starts]
         found = torch.cat(parts) if parts else torch.zeros(0, len(self.items_))
         if not torch.isfinite(found).all():
             raise ValueError(f"{type(self).__name__} gives scores that are NaN or infinite")
@@ -294,7 +296,7 @@ class SequenceRecommender(BaseEstimator):
         if not 1 <= k <= fewest:
             raise ValueError(f"k is {k}; it must be from 1 to {fewest}, the items that are in no history")
         for row, history in enumerate(histories):
-            scores[row, torch.from_numpy(np.asarray(history))] = -torch.inf
+            scores[row, torch.from_numpy(np.asarray(history, np.int64))] = -torch.inf
         return self.items_[scores.topk(k).indices.numpy()]
 
     def ranks(self, histories: Histories, targets: NDArray[np.int64], among: NDArray[np.bool_] | None = None) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workingpapers.methods.recommenders.columns import from_arrow
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
 ROWS = 131_072  # that are read at a time
@@ -41,7 +42,7 @@ def parquet_batches(path: str | Path) -> Iterator[pd.DataFrame]:
             with parquet.ParquetFile(file) as held:
                 for batch in held.iter_batches(ROWS):
                     empty = empty and not len(batch)
-                    yield batch.to_pandas()
+                    yield from_arrow(batch)
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{file} cannot be read, it may be cut off or damaged: {error}") from error
     if empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -161,21 +162,29 @@ class _Steps:
     def __init__(self, model: nn.Module, plan: Plan) -> None:
         from accelerate import Accelerator
 
-        self._processes = Accelerator()
-        self._model, *self._optimizers = self._processes.prepare(model, *optimizers(model, plan))
+        # Without CUDA, Accelerate takes a process of torchrun for one that is alone, unless it is told to stay here.
+        self._processes = Accelerator(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
+        # Alone, a process trains where the model is; several take a device each.
+        several = self._processes.num_processes > 1
+        self._device = self._processes.device if several else next(model.parameters()).device
+        parts = [model, *optimizers(model, plan)]
+        self._model, *self._optimizers = self._processes.prepare(*parts, device_placement=[several] * len(parts))
         self._penalty: Callable[[], Tensor | float] = getattr(model, "penalty", lambda: 0.0)
         self._tables = [module for module in model.modules() if isinstance(module, Table)]
 
     def epoch(self, rows: Rows, targets: Tensor, batches: Iterator[Tensor]) -> float:
         """Train on batches, given as numbers of rows, and return the mean loss."""
         self._model.train()
-        device, count = self._processes.device, self._processes.num_processes
+        device, count = self._device, self._processes.num_processes
         total = torch.zeros((), device=device)
         for index in batches:
             share = index[self._processes.process_index :: count]
             if not len(share):  # the last batch may be smaller than the number of processes
                 share = index[:1]
             total += self._step(rows[share].to(device), targets[share].to(device)) * len(index)
+        if count > 1:  # each has running averages of its own rows; all must stop, and answer, by the same ones
+            for average in filter(torch.is_floating_point, self._model.buffers()):
+                torch.distributed.broadcast(average, 0)
         return float(total) / len(rows)
 
     def _step(self, rows: Rows, targets: Tensor) -> Tensor:

@@ -277,6 +277,14 @@ class AutoDimTable(SettlingTable):
         norm: nn.BatchNorm1d = self.norms[k]  # type: ignore[assignment]
         return batch_norm(norm, found)
 
+    def settle(self) -> None:
+        """Keep the likeliest widths; what no field answers with is trained no more, or processes would wait for it."""
+        super().settle()
+        self.preferences.requires_grad_(False)
+        for k, width in enumerate(self.widths):
+            for part in (self.rows[k], self.weights[k], self.biases[k]):
+                part.requires_grad_(width in self.chosen)
+
     def after_step(self) -> None:
         """Cool the softmax."""
         self.temperature = max(0.01, self.temperature - self.anneal)

@@ -159,8 +159,8 @@ class OptEmbedTable(PrunedTable):
         alpha: weight of the penalty (1e-3; 1e-6 to 1e-4 in the authors' commands, with millions of values).
         threshold_learning_rate: of t (1e-2; 1e-4 to 1e-2 in the authors' commands). Thresholds have no weight decay.
         rounds: of the search (30).
-        search_rows: the most validation rows by which a candidate is scored (5,000); without a validation split they
-            are training rows.
+        search_rows: the most validation rows by which a candidate is scored (5,000), all where these are of one class;
+            without a validation split they are training rows.
         widths: given for each field, in place of the search.
         prune: "both"; or the ablations "rows" and "widths".
         init_scale: see `FullTable`.
@@ -278,6 +278,8 @@ class OptEmbedTable(PrunedTable):
         tables = tables_of(model, OptEmbedTable)
         generator = torch.Generator().manual_seed(seed)
         sample = torch.randperm(len(rows), generator=generator)[: self.search_rows]
+        if labels[sample].min() == labels[sample].max():  # a class so rare that none of it was drawn
+            sample = torch.arange(len(rows))
         held, clicks = rows[sample], labels[sample].numpy()
 
         def choose(widths: tuple[int, ...]) -> None:

@@ -27,6 +27,7 @@ Cardinality-aware Feature Ranking", RecSys 2023, arXiv 2309.01552, and the autho
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -39,7 +40,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from workingpapers.errors import UserError, unknown_name
+from workingpapers.errors import UserError, UserRemark, unknown_name
 from workingpapers.methods.tables.outrank_reading import Distinct, batches
 
 Null = Literal["shift", "permute", "expected", "none"]
@@ -355,16 +356,26 @@ def rank_file(
             f"{path} is sorted by {label!r}: no {batch_size} rows in turn have two labels. Shuffle it first."
         )
     names = list(selector.feature_names_in_)
+    values = {name: min(sketches[name].count(), int(filled[name])) for name in names}
+    _remark_on([name for name in names if values[name] > max(20, 0.9 * filled[name])])
     found = pd.DataFrame(
         {
             "feature": names,
             "score": selector.scores_,
             "mutual_information": selector.mutual_information_,
             "coverage": [filled[name] / rows for name in names],
-            "values": [sketches[name].count() for name in names],
+            "values": [values[name] for name in names],
         }
     )
     return found.iloc[np.argsort(selector.ranking_)].reset_index(drop=True)
+
+
+def _remark_on(distinct: list[str]) -> None:
+    """Remark that columns in which nearly every row has a value of its own score nothing."""
+    if distinct:
+        shown = ", ".join(map(repr, distinct[:5])) + (f" and {len(distinct) - 5} more" if len(distinct) > 5 else "")
+        said = f"Nearly every row has a value of its own in {shown}, so nothing is said about them."
+        warnings.warn(f"{said} Cut numbers into ranges first.", UserRemark, stacklevel=3)
 
 
 def _check_label(target: pd.Series, label: str, before: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from workingpapers.errors import TABLES, UserError, existing_file, table_kind, unknown_name, unreadable
+from workingpapers.errors import TABLES, UserError, check_separator, existing_file, table_kind, unknown_name, unreadable
+from workingpapers.methods.recommenders.columns import from_arrow
 
 
 def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
@@ -21,16 +22,16 @@ def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
         UserError: a file that is missing, cut off or of another format, columns that repeat, rows of more values than
             the header has names, or no such label.
     """
-    kind = table_kind(path)
+    file = existing_file(path)
+    kind = table_kind(file)
     if not kind:
         raise UserError(f"{path} is no {', '.join(TABLES[:-1])} or {TABLES[-1]} file.")
-    path = existing_file(path)
     try:
-        yield from _parquet(path, label, size) if kind == ".parquet" else _text(path, label, size, kind)
+        yield from _parquet(file, label, size) if kind == ".parquet" else _text(file, label, size, kind)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # pyarrow's and pandas' errors are ValueErrors
         if isinstance(error, UserError):
             raise
-        raise unreadable(path, error) from error
+        raise unreadable(file, error) from error
 
 
 def _parquet(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
@@ -40,12 +41,13 @@ def _parquet(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
         _check_header(path, file.schema_arrow.names, label)
         for batch in file.iter_batches(batch_size=size):
             if len(batch):
-                yield batch.to_pandas()
+                yield from_arrow(batch)
 
 
 def _text(path: Path, label: str, size: int, kind: str) -> Iterator[pd.DataFrame]:
     options: dict[str, Any] = {"sep": "\t" if kind == ".tsv" else ",", "dtype": str, "index_col": False}
     header = pd.read_csv(path, header=None, nrows=1, **options)
+    check_separator(path, header.iloc[0].astype(str).tolist(), options["sep"])
     _check_header(path, header.iloc[0].astype(str).tolist(), label)
     with pd.read_csv(path, chunksize=size, **options) as reader:
         while True:

@@ -17,7 +17,7 @@ from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.anomaly.settings import FALSE_ALARMS
 from workingpapers.tasks.anomaly.views import VIEWS, size
-from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task
+from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, unused_model
 
 FOLDS = 5  # for the scores that normal images get from detectors that have not seen them
 FEWEST = 5  # training images: four for a seed, of which three remain when one is left out
@@ -171,7 +171,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     if normal != "normal":
         remarks.append(f"Normal is the training part's class, {normal!r}; all other classes count as anomalous.")
     if data.images is None:  # features that somebody computed already: no model is needed
-        return Prepared(data.fingerprint, "", tuple(remarks))
+        return Prepared(data.fingerprint, "", (*remarks, *unused_model(conditions)))
     backbone = load_model(conditions.model)
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
         features(data, backbone, need)

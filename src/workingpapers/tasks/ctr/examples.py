@@ -178,7 +178,7 @@ def rows(data: Impressions, budget: Budget, seed: int) -> tuple[NDArray[np.int64
 def tuned(train: Examples, context: Context, kind: type[ClickClassifier], **options: Any) -> Any:
     """Return the classifier of the best validation AUC among the budget's pairs of learning rate and weight decay.
 
-    The tenth of the rows to validate on is the same for all entries of a seed, and each keeps its best epoch there.
+    The tenth of the rows to validate on is the same for all networks of a seed, and each keeps its best epoch there.
     """
     fitted = []
     for rate, decay in GRID[: context.budget.trials]:

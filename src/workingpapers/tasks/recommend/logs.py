@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.impressions import called, fingerprint
 from workingpapers.data.packaged_impressions import LIKED, packaged_table
-from workingpapers.errors import UserError, existing_file, table_kind, unknown_name
+from workingpapers.errors import UserError, existing_file, similar_files, table_kind, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +76,7 @@ def load_log(name: str, label: str = "label") -> NamedLog:
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'of another type'}. {FORMS}")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return from_table(called(name), name, label)
-    raise unknown_name("log", name, NAMES, FORMS)
+    raise unknown_name("log", name, [*NAMES, *similar_files(name)], FORMS)
 
 
 def movielens(name: str = "movielens") -> NamedLog:

@@ -1,7 +1,8 @@
 """The settings of `recommend`: what is loaded, what entries see, what is scored.
 
-All entries read the same logs and hold the last item of each training history out, by which they keep the best epoch
-and compare as many learning rates as `trials` says; `epochs` says how long they train at most.
+All entries read the same logs. Those that train by epochs hold the last item of each training history out, by which
+they compare as many learning rates as `trials` says and, but for those that read texts, keep the best epoch; `epochs`
+says how long they train at most. All others use every item and are not tuned.
 """
 
 from __future__ import annotations

@@ -1,0 +1,94 @@
+"""Tables of any kind as pandas', and their columns as distinct values, numbers, or lists of values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+INTEGERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
+SEPARATOR = "|"  # between the values of a multi or sequence column that holds text
+
+
+def from_arrow(table: Any) -> pd.DataFrame:
+    """Return an Arrow table or batch in pandas; integers stay integers, where some are missing too.
+
+    pandas' own choice for these are floats, which hold no integers beyond 2^53, and which pass for measured numbers.
+    """
+    import pyarrow as pa
+
+    nullable = {pa.type_for_alias(t.lower()): getattr(pd, f"{t}Dtype")() for t in INTEGERS}
+    some = any(pa.types.is_integer(column.type) and column.null_count for column in table.columns)
+    found: pd.DataFrame = table.to_pandas(types_mapper=nullable.get if some else None)
+    return found
+
+
+def check_columns(table: pd.DataFrame) -> None:
+    """Refuse a table whose columns repeat or are not named by text.
+
+    Raises:
+        ValueError: names the columns.
+    """
+    repeated = sorted({str(name) for name in table.columns[table.columns.duplicated()]})
+    if repeated:
+        raise ValueError(f"columns {repeated} occur more than once")
+    odd = [name for name in table.columns if not isinstance(name, str)]
+    if odd:
+        raise ValueError(f"columns must be named by text; got {odd[:5]}")
+
+
+def distinct_of(name: str, column: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
+    """Return the place of each value among the distinct ones, -1 where it is missing, and these as text.
+
+    Raises:
+        ValueError: values that cannot be told apart, such as dicts; names the column.
+    """
+    try:
+        codes, distinct = pd.factorize(column)
+    except TypeError as error:
+        raise ValueError(f"column {name!r} holds values that are not single ones: {error}") from error
+    return codes, as_text(distinct)
+
+
+def as_text(values: Any) -> list[str]:
+    """Return distinct values as text; whole floats are written as integers, so that 3 and 3.0 are one value."""
+    return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
+
+
+def as_numbers(column: pd.Series) -> NDArray[np.float64]:
+    """Return a column as float64, missing values as NaN.
+
+    Raises:
+        ValueError: what are no numbers, or infinite ones.
+    """
+    if column.dtype.kind in "mM":
+        raise ValueError(f"column {column.name!r} is numerical, but holds {column.dtype}")
+    try:
+        numbers = pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"column {column.name!r} is numerical, but holds other things: {error}") from error
+    if np.isinf(numbers).any():
+        raise ValueError(
+            f"column {column.name!r} holds infinite numbers, in row {int(np.isinf(numbers).argmax())} first"
+        )
+    return numbers
+
+
+def flattened(column: pd.Series) -> tuple[NDArray[np.int64], pd.Series]:
+    """Return how many values each row of a multi or sequence column has, and all of them one after the other.
+
+    Text is split at "|"; anything else that is no list is one value. Missing rows have no values.
+    """
+    rows = [_several(cell) for cell in column]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return lengths, pd.Series([v for row in rows for v in row], name=column.name, dtype=object)
+
+
+def _several(cell: Any) -> list[Any]:
+    if isinstance(cell, str):
+        return cell.split(SEPARATOR) if cell else []
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return list(cell)
+    return [] if pd.isna(cell) else [cell]
