@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from workingpapers.methods.recommenders.autoint import AutoInt, AutoIntClassifier, InteractingLayer
+from workingpapers.methods.recommenders.autoint import SHORT, AutoInt, AutoIntClassifier, InteractingLayer
 from workingpapers.methods.recommenders.baselines import MLP
 from workingpapers.methods.recommenders.metrics import auc
 
@@ -60,8 +60,10 @@ def naive_layer(layer, x):
     [{}, {"residual": False}, {"scale": True, "heads": 1}, {"scale": True, "rectify": True, "layer_norm": True}],
 )
 @pytest.mark.parametrize("width", [4, 17])  # a layer of wider vectors computes the same in another way
-def test_a_layer_by_its_definition(options, width):
-    layer, x = double(width, 6, **options)
+@pytest.mark.parametrize("fields", [SHORT - 1, SHORT])  # and so do more fields
+def test_a_layer_by_its_definition(options, width, fields):
+    layer, _ = double(width, 6, **options)
+    x = torch.randn(2, fields, width, dtype=torch.float64)
     assert layer.unprojected == (width == 4 and not layer.rectify)
     torch.testing.assert_close(layer(x), naive_layer(layer, x))
 

@@ -30,6 +30,9 @@ from torch.nn import functional as F
 from workingpapers.methods.recommenders.estimator import ClickClassifier
 from workingpapers.methods.recommenders.fields import ClickModel, mlp
 
+SHORT = 16
+"""Keys below which torch's softmax along them takes two to nine times as long, on a CPU, as along any other axis."""
+
 
 class InteractingLayer(nn.Module):
     """One layer of attention between fields.
@@ -84,8 +87,7 @@ class InteractingLayer(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         """Return how much each field takes from each, (B, H, M, M); the last axis sums to 1."""
-        scores = self.scale * self._split(self.query, x) @ self._split(self.key, x).mT
-        return scores.softmax(dim=-1)
+        return _shares(self.scale * self._split(self.query, x), self._split(self.key, x))
 
     def _mixed(self, x: Tensor) -> Tensor:
         """Return c (B, M, d') by its definition."""
@@ -100,8 +102,7 @@ class InteractingLayer(nn.Module):
         b, m, d = x.shape
         query, key, value = (layer.weight.view(self.heads, -1, d) for layer in (self.query, self.key, self.value))
         asking = (self.scale * query.mT @ key).transpose(0, 1).flatten(1)  # (d, H d)
-        scores = (x @ asking).view(b, m * self.heads, d) @ x.mT
-        shares = F.dropout(scores.softmax(dim=-1), self.dropout, self.training)
+        shares = F.dropout(_shares((x @ asking).view(b, m * self.heads, d), x), self.dropout, self.training)
         joined: Tensor = torch.block_diag(*value)  # type: ignore[no-untyped-call]  # (d', H d)
         return (shares @ x).view(b, m, -1) @ joined.mT
 
@@ -111,6 +112,13 @@ class InteractingLayer(nn.Module):
 
     def _split(self, layer: nn.Linear, x: Tensor) -> Tensor:
         return self._project(layer, x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+def _shares(query: Tensor, key: Tensor) -> Tensor:
+    """Return the softmax over keys (..., n, d) of their products with queries (..., m, d), as (..., m, n)."""
+    if key.shape[-2] < SHORT:
+        return (key @ query.mT).softmax(dim=-2).mT
+    return (query @ key.mT).softmax(dim=-1)
 
 
 class AutoInt(nn.Module):
