@@ -124,9 +124,9 @@ def test_features_computed_elsewhere(tmp_path, tokens):
     X[40:] += 2
     where = conditions(npz(tmp_path / "own.npz", labels, part, X if tokens else X.mean(axis=1)))
     entries = list(TASK.entries.values())
-    assert prepare(where, entries).remarks == (
-        "Normal is the training part's class, '0'; all other classes count as anomalous.",
-    )
+    normal, model = prepare(where, entries).remarks
+    assert normal == "Normal is the training part's class, '0'; all other classes count as anomalous."
+    assert model.startswith("The model pixels is not used: ")
     for entry in entries:
         need = entry.needs[0]
         if need == "pixels" or (need == "maps" and not tokens):

@@ -233,7 +233,8 @@ def test_features_serve_no_entry_that_reads_images(tmp_path):
     conditions = table(tmp_path, np.arange(60) % 2)
     prepared = prepare(conditions, list(TASK.entries.values())[:1])
     assert prepared.data_fingerprint
-    assert prepared.remarks == ()
+    (remark,) = prepared.remarks
+    assert remark.startswith("The model pixels is not used: ")
     for name in ("pixels-svm", "hog-svm", "random-weights-svm", "s2-scaling", "off-the-shelf"):
         with pytest.raises(UserError, match=r"needs images; .*own\.npz has features"):
             load(conditions, TASK.entries[name], 0)
