@@ -261,7 +261,7 @@ class _File:
             raise UserError(f"The store {self._path} cannot be written: {reason}. Name another --store.") from error
 
     def _has_no_room(self) -> bool:
-        """Tell whether the disk lacks the 32 KiB that writing takes at least; SQLite says "disk I/O error" then."""
+        """Tell whether less than 64 KiB are free, of which a write takes 32; SQLite calls that a disk I/O error."""
         import shutil
 
         try:

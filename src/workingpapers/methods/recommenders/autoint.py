@@ -31,7 +31,7 @@ from workingpapers.methods.recommenders.estimator import ClickClassifier
 from workingpapers.methods.recommenders.fields import ClickModel, mlp
 
 SHORT = 16
-"""Keys below which torch's softmax along them takes two to nine times as long, on a CPU, as along any other axis."""
+"""Keys below which torch's softmax along them takes several times as long, on a CPU, as along another axis."""
 
 
 class InteractingLayer(nn.Module):

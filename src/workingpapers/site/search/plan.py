@@ -155,12 +155,16 @@ def by_words(among: Among, plan: Plan, needed: Sequence[Term], *, thorough: bool
     if len(found) < ENOUGH and telling and (len(words) > 1 or thorough):  # or those with any word have all of them
         others = words[len(telling) :][:MOST_TERMS] if thorough else []
         any_of = among.best([*([term] for term in needed), telling, *([others] if others else [])])
-        found = {number: score / max(any_of.values()) / 2 for number, score in any_of.items()} | found
+        most_like = max(any_of.values(), default=1.0)
+        found = {number: score / most_like / 2 for number, score in any_of.items()} | found
     return found
 
 
 def _with_all(among: Among, words: Sequence[Term], needed: Sequence[Term], most: int, rarest: int) -> list[int]:
-    """Return papers with all the words, of which the rarest is in so many; if more than `most` have them, see above."""
+    """Return papers with all the words, those with them in title and authors first; of more than `most`, these alone.
+
+    `rarest` says how many papers have the rarest word.
+    """
     heads: list[int] = []
     if among.connection.dialect.name == "postgresql" and rarest > most and not needed and not among.limits:
         # Its index does not say where words are: it would read each paper that has them anywhere.
