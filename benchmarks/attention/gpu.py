@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from workingpapers.methods.attention import lm_infinite, triton_blocks
+from workingpapers.methods.attention import listed, lm_infinite
 from workingpapers.methods.attention.hip import HiPAttention
 from workingpapers.methods.attention.hyper import HyperAttention
 from workingpapers.methods.attention.minference import minference_attention
@@ -130,9 +130,9 @@ def methods(q: Tensor, k: Tensor) -> dict[str, tuple[Way, float]]:
     kept = lm_infinite.score_entries(length, WINDOW, SINKS)
     options: dict[str, Any] = {"inv_freq": inv_freq, "n_local": WINDOW, "n_global": SINKS}
     ways[f"LM-Infinite {WINDOW} + {SINKS}"] = lambda q, k, v: lm_infinite.lambda_attention(q, k, v, **options), kept
-    if triton_blocks.available(q, k, k):
-        seen = triton_blocks.of_window(length, length, WINDOW, sinks=SINKS, device=DEVICE)
-        ways[f"window {WINDOW} + {SINKS} sinks"] = lambda q, k, v: triton_blocks.listed_attention(q, k, v, seen), kept
+    if listed.available(q, k, k):
+        seen = listed.of_window(length, length, WINDOW, sinks=SINKS, device=DEVICE)
+        ways[f"window {WINDOW} + {SINKS} sinks"] = lambda q, k, v: listed.listed_attention(q, k, v, seen), kept
     if length == 2**17:
         ways["HyperAttention"] = lambda q, k, v: hyper(q, k, v, causal=True), hyper.score_entries(length)
     return ways

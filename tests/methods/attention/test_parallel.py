@@ -153,7 +153,7 @@ def test_hip_works_side_by_side_on_blocks_that_search_in_different_numbers_of_ro
     """A short prompt has few blocks of each kind; one kind after the other would leave threads without work."""
     from workingpapers.methods.attention import hip
 
-    q, k, v = torch.randn(3, 1, heads, 700, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = torch.randn(3, 1, heads, 700, 8, generator=torch.Generator().manual_seed(0)).double()  # torch's kernels
     attention, counts = hip.HiPAttention(top_k=32, block_q=4, window=16, sinks=4), []
     monkeypatch.setattr(hip, "each", lambda f, items, *tensors: counts.append(len(items)) or each(f, items, *tensors))
     found = attention.search(q, k)

@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workingpapers.methods.attention import common, triton_blocks
+from workingpapers.methods.attention import common, listed, native_blocks
 from workingpapers.methods.attention.common import Model, check_inputs
 from workingpapers.methods.attention.fused import fused_attention, joined, trainable_attention
 from workingpapers.methods.attention.gathering import Vectors, split
@@ -122,27 +122,29 @@ class HiPAttention:
             q, k: as in `__call__`, without padding.
         """
         _check(q, k, k)
-        n, keys = self.top_k // self.block_k, Vectors(k, q.shape[1])
-        jobs = []
+        native, jobs = native_blocks.serves(q, k), []
+        n, keys = self.top_k // self.block_k, Vectors(k.float() if native else k, q.shape[1])
         for run in self._runs(q.shape[2], k.shape[2]):
             queries, owner, number = run.blocks(q)
             sampled = queries[:, (run.size - 1) % self.query_stride :: self.query_stride]
             total = torch.tensor(run.candidates, device=q.device)[number]
             jobs += [(run, part) for part in split(_BATCH, sampled, owner, total)]
-        leaves = _by_run(lambda run, part: self._descend(keys, run.rounds, *part), jobs, q, k)
+        leaves = _by_run(lambda run, part: self._descend(keys, native, run.rounds, *part), jobs, q, k)
         found = [q.new_empty(*q.shape[:2], 0, n, dtype=torch.long)]
         return torch.cat(found + [torch.cat(x).view(*q.shape[:2], -1, n) for x in leaves], dim=2)
 
-    def _descend(self, keys: Vectors, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
+    def _descend(self, keys: Vectors, native: bool, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
         """Return what m query blocks (m, sampled, d) of heads (m,) find among (m,) candidates, (m, n)."""
         n, exact = self.top_k // self.block_k, torch.promote_types(q.dtype, torch.float32)
         q, runs, first = q.to(exact).contiguous(), keys.runs(self.block_k), keys.places(owner, torch.tensor(self.sinks))
-        room = q.new_empty(min(keys.chunk(self.top_k), len(q)), q.shape[1], self.top_k)
+        room = q.new_empty(0 if native else min(keys.chunk(self.top_k), len(q)), q.shape[1], self.top_k)
 
         def scores(blocks: Tensor) -> Tensor:
-            parts, best = split(len(room), q, torch.add(first, blocks, alpha=self.block_k * keys.step)), []
-            for queries, places in parts:
-                products = torch.bmm(queries, runs.take(places).to(exact).mT, out=room[: len(places)])
+            places, best = torch.add(first, blocks, alpha=self.block_k * keys.step), []
+            if native:
+                return native_blocks.best_scores(q, keys.rows, places, self.block_k, keys.step)
+            for queries, some in split(len(room), q, places):
+                products = torch.bmm(queries, runs.take(some).to(exact).mT, out=room[: len(some)])
                 best.append(products.amax(dim=1))
             return torch.cat(best).view(*blocks.shape, self.block_k).amax(dim=2)
 
@@ -180,9 +182,9 @@ class HiPAttention:
         needed = (*q.shape[:2], len(candidates), self.top_k // self.block_k)
         if found.shape != needed:
             raise ValueError(f"found must be (B, H, blocks, n) = {needed}, as search returns; got {tuple(found.shape)}")
-        if triton_blocks.available(q, k, v):
-            listed = triton_blocks.of_tree(found, candidates, q.shape[2], self.block_q, self.block_k, self.sinks)
-            return triton_blocks.listed_attention(q, k, v, listed, scale=scale)
+        if listed.available(q, k, v):
+            seen = listed.of_tree(found, candidates, q.shape[2], self.block_q, self.block_k, self.sinks)
+            return listed.listed_attention(q, k, v, seen, scale=scale)
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         dense, past = runs[0].begin if runs else q.shape[2], k.shape[2] - q.shape[2]
         first = q[:, :, :dense], k[:, :, : past + dense], v[:, :, : past + dense]

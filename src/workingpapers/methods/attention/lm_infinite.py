@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workingpapers.methods.attention import common, triton_blocks
+from workingpapers.methods.attention import common, listed
 from workingpapers.methods.attention.common import Model, check_inputs, merge, repeat_heads, rotate
 from workingpapers.methods.attention.fused import EVEN, fused_attention, joined
 from workingpapers.methods.attention.padding import first_real, unseen
@@ -157,9 +157,9 @@ def window_attention(
     block = min(64, max(16, window // 4))  # larger ones score more hidden pairs, smaller ones keep the kernel waiting
     if key_mask is not None and q.shape[2] >= block:
         return _by_row(q, k, v, window, scale, key_mask)
-    if q.shape[2] >= block and triton_blocks.available(q, k, v):
-        seen = triton_blocks.of_window(q.shape[2], k.shape[2], window, device=q.device)
-        return triton_blocks.listed_attention(q, k, v, seen, scale=scale)
+    if q.shape[2] >= block and listed.available(q, k, v):
+        seen = listed.of_window(q.shape[2], k.shape[2], window, device=q.device)
+        return listed.listed_attention(q, k, v, seen, scale=scale)
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     head = min(length, max(0, window - past))  # queries that still see the first key
     body = (length - head) // block * block

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.errors import nearest
-from workingpapers.methods.attention import common, triton_blocks
+from workingpapers.methods.attention import common, listed
 from workingpapers.methods.attention.choices import load_choice, save_choice
 from workingpapers.methods.attention.common import Model, check_inputs, dense_attention, repeat_heads
 from workingpapers.methods.attention.fused import fused_attention
@@ -117,9 +117,9 @@ def _attend(
     def attend(h: int) -> tuple[Tensor, Tensor]:
         return find(h).attend(q[h], k[h // group], v[h // group], block_size=block_size, scale=scale)
 
-    if triton_blocks.available(q, k, v):
-        seen = triton_blocks.of_patterns([find(h) for h in range(len(heads))], q.shape[1], k.shape[1], block_size)
-        out, lse = triton_blocks.listed_attention(q[None], k[None], v[None], seen, scale=scale)
+    if listed.available(q, k, v):
+        seen = listed.of_patterns(each(find, range(len(heads)), q, k), q.shape[1], k.shape[1], block_size)
+        out, lse = listed.listed_attention(q[None], k[None], v[None], seen, scale=scale)
         return zip(out[0], lse[0], strict=True)
     return each(attend, range(len(heads)), q, k, v)
 

@@ -1,175 +1,44 @@
-"""Causal attention whose blocks of queries see listed keys, on a GPU: one kernel for all sparse patterns here.
+"""The kernel of `listed` on a GPU, in Triton: keys are read where they lie, so time is that of the scores.
 
-Queries (B, H, T_q, d) are the last T_q of T positions; head h reads head h // (H / G) of keys (B, G, T, d) and values
-(B, G, T, d_v). They are cut into M blocks of c positions, which begin at a_m = T_q's first position - lead + c m. The
-rows of block m see, each key once, for e = min(near_m, a_m):
+It wants Triton and an NVIDIA GPU since Ampere, or Triton's interpreter, anywhere, for tests. It has been compiled for
+such GPUs, but has run in the interpreter alone.
 
-    near      j in near_m .. i, if i - j < window or j < sinks      what lies around the diagonal, row by row
-    sinks     j < min(sinks, e)
-    listed    j = sinks + b_k l + 0 .. b_k - 1 for l in the block's own list, as far as j < e
-    lines     j in columns and j = a_m - o for o in offsets, as far as j < e; both of the head
-
-`Listed` holds such a pattern; `of_patterns` (MInference), `of_tree` (HiP) and `of_window` (windows with sinks,
-LM-Infinite) make one. Keys are read where they lie: time is that of the scores, memory that of lists and output.
-
-The kernel wants Triton and an NVIDIA GPU since Ampere (or Triton's interpreter, anywhere, for tests). It has been
-compiled for such GPUs, but has run in the interpreter alone. So before it first serves a GPU, a type and a width it is
-compared there with its definition (`available`); where that fails, a warning says so and the methods go on without it.
-It does not train. A NaN in a value of `near` may come out in all rows of a block.
-
-Source: the online softmax in tiles is that of Dao, "FlashAttention-2", ICLR 2024, arXiv 2307.08691; the patterns are
-those of the methods.
+Source: the online softmax in tiles is that of Dao, "FlashAttention-2", ICLR 2024, arXiv 2307.08691.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from workingpapers.methods.attention.common import check_inputs, dense_attention
-from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
+if TYPE_CHECKING:
+    from workingpapers.methods.attention.listed import Listed, Lists
 
 TILE = 64
 """Keys at a time, at most."""
 
-_FOREVER = 2**30  # a window that nothing leaves
 
+def serves(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Return whether the kernel is made for such tensors on such a device.
 
-@dataclass(frozen=True, eq=False)
-class Listed:
-    """Which keys the blocks of queries see.
-
-    Args:
-        near: (B, H, M), or with 1 for B or H where all share it: the first key that the rows of a block see one by one;
-            T for none.
-        block_q: c.
-        lead: how many rows the first block lacks at its front, 0 to c - 1.
-        listed: (B, H, M, n) blocks of keys, rising, with -1 for none in front; None for no lists.
-        block_k: b_k, the keys of such a block.
-        sinks: s, first keys that every row sees; block l holds the keys from s + b_k l on.
-        window: how far back a row sees its near keys, its own included; None without a limit.
-        columns: (B, H, n) single keys that all blocks see, like `listed` rising with -1 in front; None for none.
-        offsets: (B, H, n) distances from a block's start to single keys that it sees, likewise.
-
-    Raises:
-        ValueError: a size out of range, or lines together with sinks or a window.
+    That takes Triton, and d and d_v of at most 256 (float32: 128); float32, or more than 128, only where a block of
+    threads has 227 KiB of shared memory, as on H100 and B200.
     """
-
-    near: Tensor
-    block_q: int
-    lead: int = 0
-    listed: Tensor | None = None
-    block_k: int = 1
-    sinks: int = 0
-    window: int | None = None
-    columns: Tensor | None = None
-    offsets: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        sizes = self.block_q > 0 and 0 <= self.lead < self.block_q and self.block_k > 0 and self.sinks >= 0
-        if not sizes or (self.window is not None and self.window < 1):
-            raise ValueError(
-                "block_q, block_k and window must be 1 or more, sinks 0 or more, lead 0 to block_q - 1; got "
-                f"{self.block_q}, {self.block_k}, {self.window}, {self.sinks}, {self.lead}"
-            )
-        lines = self.columns is not None or self.offsets is not None
-        if lines and (self.sinks or self.window is not None):
-            raise ValueError(f"columns and offsets go with sinks=0, window=None; got {self.sinks}, {self.window}")
-
-
-def _checked(seen: Listed, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return near (B, H, M), listed (B, H, M, n), columns and offsets (B, H, n), int32; n is 0 for what is None."""
-    check_inputs(q, k, v)
-    (batch, heads, queries, _), past = q.shape, k.shape[2] - q.shape[2]
-    if past < seen.lead:
-        raise ValueError(f"{queries} queries of {k.shape[2]} positions leave no room for lead={seen.lead}")
-    shape = batch, heads, math.ceil((seen.lead + queries) / seen.block_q)
-    fits = seen.near.ndim == 3 and all(n in (1, m) for n, m in zip(seen.near.shape[:2], shape[:2], strict=True))
-    if not fits or seen.near.shape[2] != shape[2] or seen.near.is_floating_point() or bool((seen.near < 0).any()):
-        raise ValueError(f"near must be (B, H, M) = {shape} positions, 0 or more; got {seen.near!r}")
-    near = seen.near.expand(shape).to(torch.int32).contiguous()
-    listed = _entries("listed", seen.listed, shape, near)
-    columns, offsets = (_entries(name, getattr(seen, name), shape[:2], near) for name in ("columns", "offsets"))
-    if bool((offsets == 0).any()):
-        raise ValueError("offsets must be 1 or more: a block's own keys are near")
-    lines = (columns >= 0).any(dim=2) | (offsets >= 0).any(dim=2)
-    if bool(((listed >= 0).flatten(2).any(dim=2) & lines).any()):
-        raise ValueError("a head has listed blocks or lines, not both: keys would count twice")
-    return near, listed, columns, offsets
-
-
-def _entries(name: str, x: Tensor | None, shape: tuple[int, ...], near: Tensor) -> Tensor:
-    if x is None:
-        return near.new_empty(*shape, 0)
-    if x.shape[:-1] != shape or x.is_floating_point():
-        raise ValueError(f"{name} must be whole numbers {(*shape, 'n')}; got {x.dtype}, {tuple(x.shape)}")
-    before, after = x[..., :-1], x[..., 1:]
-    if bool((x < -1).any()) or bool(((after < before) | ((after == before) & (after >= 0))).any()):
-        raise ValueError(f"{name} must rise, with -1 for none in front, and name nothing twice")
-    return x.to(torch.int32).contiguous()
-
-
-def available(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Return whether `listed_attention` can serve these tensors.
-
-    That takes Triton, no gradients, and d and d_v of at most 256 (float32: 128); float32, or more than 128, only where
-    a block of threads has 227 KiB of shared memory, as on H100 and B200; and that the kernel agrees with its definition
-    on two small patterns, which is tried once for each GPU, type and width.
-    """
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     half, width = q.dtype in (torch.float16, torch.bfloat16), max(q.shape[-1], v.shape[-1])
-    if trains or not (half or q.dtype == torch.float32) or width > (256 if half else 128) or not _installed():
+    if not (half or q.dtype == torch.float32) or width > (256 if half else 128) or not _installed():
         return False
     if os.environ.get("TRITON_INTERPRET") == "1":
         return q.dtype != torch.bfloat16  # the interpreter multiplies its bits as if they were integers
     if not q.is_cuda or torch.version.hip:
         return False
     major = torch.cuda.get_device_capability(q.device)[0]
-    served = major in (9, 10) or (major >= 8 and half and width <= 128)
-    return served and _proven(q.device, q.dtype, q.shape[-1], v.shape[-1])
-
-
-@cache
-def _proven(device: torch.device, dtype: torch.dtype, d: int, d_v: int) -> bool:
-    """Return whether the kernel does what its definition says, on two small patterns; warn if not."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = (1, 2, 80, d), (1, 1, 100, d), (1, 1, 100, d_v)
-    q, k, v = (torch.randn(s, generator=generator).to(device, dtype) for s in shapes)
-    # Three blocks of 32 queries, of which the first lacks 16 in front, begin at positions 4, 36 and 68.
-    near = torch.tensor([[[4, 20, 60]]], device=device)
-    listed = torch.tensor([[[[-1, -1], [-1, 0], [1, 2]]] * 2], device=device)
-    columns = torch.tensor([[[-1, 2, 30]] * 2], device=device)
-    lists = Listed(near, 32, 16, listed, 16, sinks=3, window=40)
-    lines = Listed(near, 32, 16, columns=columns, offsets=columns[..., 1:] + 5)
-    allowed = 8 * max(torch.finfo(dtype).eps, 1e-5)  # of values of about 3: rounded weights and outputs
-    try:
-        for seen in (lists, lines):
-            got, expected = _attend(q, k, v, seen, None), naive_listed_attention(q.float(), k.float(), v.float(), seen)
-            worst = max(
-                float((a.float() - b).abs().nan_to_num(torch.inf).max()) for a, b in zip(got, expected, strict=True)
-            )
-            if worst > allowed:
-                raise ArithmeticError(f"it is off by {worst:.1e}, where {allowed:.0e} is allowed")
-    except Exception as error:  # whatever Triton, its compiler or the driver raise
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        warnings.warn(
-            f"the Triton kernel for sparse attention fails its test on {name} with {dtype} of width {d}, and torch's "
-            f"kernels, which are slower, take its place: {error}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return False
-    return True
+    return major in (9, 10) or (major >= 8 and half and width <= 128)
 
 
 @cache
@@ -177,41 +46,8 @@ def _installed() -> bool:
     return find_spec("triton") is not None
 
 
-def listed_attention(
-    q: Tensor, k: Tensor, v: Tensor, seen: Listed, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Attend to what `seen` says, by the kernel.
-
-    Args:
-        q, k, v: (B, H, T_q, d), (B, G, T, d), (B, G, T, d_v), T_q <= T; float32, float16 or bfloat16.
-        seen: the pattern, its tensors on the device of q.
-        scale: factor of the scores; None takes d^-1/2.
-
-    Returns:
-        out (B, H, T_q, d_v) in the dtype of q and lse (B, H, T_q) in float32; 0 and -inf where a row sees nothing.
-
-    Raises:
-        ValueError: tensors that the kernel can't serve (see `available`), shapes that do not fit, lists that do not
-            rise, or a head with both listed blocks and lines.
-    """
-    if not available(q, k, v):
-        raise ValueError(f"the kernel can't serve {q.dtype} of width {q.shape[-1]} on {q.device} here, or gradients")
-    return _attend(q, k, v, seen, scale)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Listed, scale: float | None) -> tuple[Tensor, Tensor]:
-    lists = _checked(seen, q, k, v)
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
-    if 0 in (*q.shape, *v.shape):
-        return out, lse
-    _launch(q, k, v, out, lse, seen, lists, q.shape[3] ** -0.5 if scale is None else scale)
-    return out, lse
-
-
-def _launch(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seen: Listed, lists: tuple[Tensor, ...], scale: float
-) -> None:
+def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seen: Listed, lists: Lists, scale: float) -> None:
+    """Write out and lse."""
     from workingpapers.methods.attention.triton_kernels import attend
 
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
@@ -230,7 +66,7 @@ def _launch(
             *(q, k, v, out, lse, near, listed, _skip(listed), columns, _skip(columns), ends[0]),
             *(offsets, _skip(offsets), ends[1], _shown(columns, offsets, length)),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, heads // k.shape[1], queries, length, blocks),
-            *(seen.block_q, seen.lead, seen.sinks, min(seen.window or _FOREVER, _FOREVER)),
+            *(seen.block_q, seen.lead, seen.sinks, seen.reach),
             *(listed.shape[3], columns.shape[2], offsets.shape[2], scale * math.log2(math.e)),
             *(
                 listed.shape[3] > 0,
@@ -267,96 +103,3 @@ def _shown(columns: Tensor, offsets: Tensor, length: int) -> Tensor:
         return columns.new_zeros(1, dtype=torch.uint8)
     shown = columns.new_zeros(*columns.shape[:2], length + 1, dtype=torch.uint8)
     return shown.scatter_(2, offsets.clamp(0, length).long(), 1)  # a distance of 0 or T is never asked for
-
-
-def of_patterns(found: Sequence[Lines | Blocks], queries: int, length: int, block_size: int) -> Listed:
-    """Return what MInference's patterns found in one sequence, one for each head, as `Listed` with B = 1.
-
-    Args:
-        found: H of them.
-        queries: T_q, the last of the positions.
-        length: T.
-        block_size: c.
-    """
-    first, lead = divmod(length - queries, block_size)
-    blocks = torch.arange(first, math.ceil(length / block_size), device=_device(found[0]))
-    near, listed, columns, offsets = (list[Tensor]() for _ in range(4))
-    nothing = blocks[:0]
-    for head in found:
-        distances, seen, rows = nothing, nothing, nothing.view(0).expand(len(blocks), 0)
-        if isinstance(head, Blocks):
-            rows = head.rows[first : first + len(blocks)].sort(dim=1).values
-        else:
-            wide = head.offsets[:, None] - torch.arange(block_size, device=head.offsets.device)
-            distances = torch.unique(wide[(wide > 0) & (wide < length)])
-            seen = head.columns[head.columns < length]
-        reach = int((distances == torch.arange(1, len(distances) + 1, device=distances.device)).sum())
-        near.append((blocks * block_size - reach).clamp(min=0))
-        for x, entries in zip((listed, columns, offsets), (rows, seen, distances[reach:]), strict=True):
-            x.append(entries)
-    return Listed(
-        torch.stack(near)[None],
-        block_size,
-        lead,
-        listed=_stack(listed),
-        block_k=block_size,
-        columns=_stack(columns),
-        offsets=_stack(offsets),
-    )
-
-
-def _device(found: Lines | Blocks) -> torch.device:
-    return (found.rows if isinstance(found, Blocks) else found.columns).device
-
-
-def _stack(entries: list[Tensor]) -> Tensor | None:
-    """Stack lists of H heads, filled up in front, to (1, H, ..., n)."""
-    width = max(x.shape[-1] for x in entries)
-    return torch.stack([F.pad(x, (width - x.shape[-1], 0), value=-1) for x in entries])[None] if width else None
-
-
-def of_tree(found: Tensor, candidates: Sequence[int], queries: int, block_q: int, block_k: int, sinks: int) -> Listed:
-    """Return what HiP's search found.
-
-    Args:
-        found: (B, H, m, n) from `HiPAttention.search`: for the last m blocks of queries; those before them see all.
-        candidates: N of each of the m blocks: a block sees every key from sinks + b_k N on.
-        queries: T_q, counted from which on the blocks are.
-        block_q, block_k, sinks: of the `HiPAttention`.
-    """
-    dense = math.ceil(queries / block_q) - found.shape[2]
-    near = torch.tensor([0] * dense + [sinks + block_k * n for n in candidates], device=found.device)
-    listed = F.pad(found, (0, 0, dense, 0), value=-1)
-    return Listed(near[None, None], block_q, listed=listed, block_k=block_k, sinks=sinks)
-
-
-def of_window(queries: int, length: int, window: int, *, sinks: int = 0, device: torch.device | None = None) -> Listed:
-    """Return a window of the last keys, a query's own included, with the first `sinks` keys of all."""
-    block = 128  # rows that share a tile of keys
-    starts = length - queries + torch.arange(0, queries, block, device=device)
-    return Listed((starts - window + 1).clamp(min=0)[None, None], block, sinks=sinks, window=window)
-
-
-def naive_listed_attention(
-    q: Tensor, k: Tensor, v: Tensor, seen: Listed, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Do what `listed_attention` does by the definition, row by row, in plain torch: T_q T memory."""
-    firsts, listed, columns, offsets = _checked(seen, q, k, v)
-    mask = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
-    past, window = k.shape[2] - q.shape[2], seen.window or _FOREVER
-    for b, h, row in itertools.product(*(range(n) for n in q.shape[:3])):
-        block = (row + seen.lead) // seen.block_q
-        place, start = past + row, past - seen.lead + block * seen.block_q
-        near = int(firsts[b, h, block])
-        early = {*range(seen.sinks), *_real(columns[b, h]), *(start - o for o in _real(offsets[b, h]))}
-        for entry in _real(listed[b, h, block]):
-            first = seen.sinks + entry * seen.block_k
-            early |= {*range(first, first + seen.block_k)}
-        sees = {j for j in early if 0 <= j < min(near, start)}
-        sees |= {j for j in range(near, place + 1) if place - j < window or j < seen.sinks}
-        mask[b, h, row, sorted(sees)] = True
-    return dense_attention(q, k, v, causal=False, scale=scale, mask=mask.to(q.device), return_lse=True)
-
-
-def _real(entries: Tensor) -> list[int]:
-    return [x for x in entries.tolist() if x >= 0]

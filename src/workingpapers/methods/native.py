@@ -1,0 +1,102 @@
+"""Loops in C++ for which torch has no fast operation, compiled on the user's machine when they are first needed.
+
+A source beside the module that uses it is compiled once, in about a second, into the cache (`native` in the folder of
+the environment variable `WORKINGPAPERS_CACHE`, else in the user's cache folder), and loaded by ctypes, whose calls let
+other threads of Python go on. It takes a compiler of C++17 that knows GCC's vector extensions, as GCC and Clang do,
+found as `c++`, `g++` or `clang++` or named by the environment variable `CXX`, and a processor of x86-64 with AVX2 or
+AVX-512. Where they are missing there is no library, and who asks for it goes on with torch's operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_PROCESSORS = {
+    "AVX2": ("-mavx2", "-mfma"),
+    "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
+}
+"""What torch says of a processor, and what the compiler may then use: nothing that this torch does not use too."""
+
+_OPTIONS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
+
+
+@cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """Return the functions of a C++ file, compiled now or earlier; None where that is not possible.
+
+    A compiler that fails is a `RuntimeWarning`, once a process; a missing one is none.
+
+    Args:
+        source: the file; it declares what it offers as `extern "C"`.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    command = [*compiler, *_OPTIONS, *_PROCESSORS[torch.backends.cpu.get_cpu_capability()]]
+    content = source.read_bytes()
+    key = hashlib.sha256(repr(command).encode() + content).hexdigest()
+    path = _folder() / f"{source.stem}-{key[:32]}.so"
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # not there yet, or damaged
+        pass
+    try:
+        return _compiled(command, source, path)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        warnings.warn(
+            f"{source.name} could not be compiled by {shlex.join(compiler)}, and slower operations of torch take its "
+            f"place: {said}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
+
+
+def _compiler() -> list[str] | None:
+    """Return the command of a compiler; None if there is none or its results could not run here."""
+    served = os.name == "posix" and platform.machine() in ("x86_64", "AMD64")
+    if not served or torch.backends.cpu.get_cpu_capability() not in _PROCESSORS:
+        return None
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    return next(([name] for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+
+
+def _folder() -> Path:
+    named = os.environ.get("WORKINGPAPERS_CACHE")
+    if named:
+        return Path(named).expanduser().absolute() / "native"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("workingpapers", appauthor=False) / "native"
+
+
+def _compiled(command: list[str], source: Path, path: Path) -> ctypes.CDLL:
+    """Compile, keep the result under `path` if that is possible, and load it."""
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder, path.name)
+        call = [*command, str(source), "-o", str(built)]
+        subprocess.run(call, check=True, capture_output=True, text=True, timeout=300)
+        part = path.with_suffix(f".{os.getpid()}")
+        with contextlib.suppress(OSError):  # a full disk, or one that may not be written to
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                shutil.copyfile(built, part)
+                part.replace(path)  # at once: another process finds all of it or nothing
+            finally:
+                part.unlink(missing_ok=True)
+        return ctypes.CDLL(str(built))

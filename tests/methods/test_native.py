@@ -1,0 +1,104 @@
+"""Compiling C++ when it is first needed: where the result is kept, and what happens where that cannot be."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from workingpapers.methods import native
+
+CODE = 'extern "C" int twice(int x) { return 2 * x; }\n'
+
+needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C++ compiler, or not x86-64 with AVX2")
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A source of its own, with an empty cache."""
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "twice.cpp"
+    path.write_text(CODE)
+    native.library.cache_clear()
+    return path
+
+
+@needs_compiler
+def test_compiles_once(source, monkeypatch):
+    assert native.library(source).twice(21) == 42
+    (kept,) = (source.parent / "cache" / "native").iterdir()
+    assert kept.name.startswith("twice-")
+    native.library.cache_clear()
+    monkeypatch.setenv("CXX", "a-compiler-that-is-not-there")
+    with pytest.warns(RuntimeWarning, match="twice.cpp could not be compiled by a-compiler-that-is-not-there"):
+        assert native.library(source) is None  # another compiler, another file
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(subprocess, "run", None)
+    native.library.cache_clear()
+    assert native.library(source).twice(4) == 8
+
+
+@needs_compiler
+def test_a_changed_source_is_another(source):
+    assert native.library(source).twice(1) == 2
+    source.write_text(CODE.replace("2 *", "3 *"))
+    native.library.cache_clear()
+    assert native.library(source).twice(1) == 3
+
+
+@needs_compiler
+def test_a_damaged_file_is_compiled_again(source):
+    native.library(source)
+    (kept,) = (source.parent / "cache" / "native").iterdir()
+    kept.unlink()
+    kept.write_bytes(b"half")  # a new file: this process has the old one in memory
+    native.library.cache_clear()
+    assert native.library(source).twice(3) == 6
+    assert kept.read_bytes() != b"half"
+
+
+@needs_compiler
+def test_a_folder_that_cannot_be_written_to(source, monkeypatch):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(source))  # a file, not a folder
+    assert native.library(source).twice(5) == 10
+
+
+@needs_compiler
+def test_processes_that_compile_at_once(source):
+    call = "from pathlib import Path; from workingpapers.methods import native; "
+    call += f"assert native.library(Path({str(source)!r})).twice(3) == 6"
+    running = [subprocess.Popen([sys.executable, "-W", "error", "-c", call]) for _ in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert len(list((source.parent / "cache" / "native").iterdir())) == 1
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("error")
+def test_errors_of_the_compiler_are_told(source):
+    source.write_text("int broken(")
+    with pytest.warns(RuntimeWarning, match=r"(?s)twice.cpp could not be compiled.*error"):
+        assert native.library(source) is None
+    assert native.library(source) is None  # once a process: a second warning would be an error
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("machine", lambda: "riscv64"), ("capability", lambda: "DEFAULT"), ("which", lambda name: None)],
+)
+@pytest.mark.filterwarnings("error")
+def test_where_nothing_can_be_compiled(source, monkeypatch, name, value):
+    monkeypatch.delenv("CXX", raising=False)
+    place = {
+        "machine": "platform.machine",
+        "capability": "torch.backends.cpu.get_cpu_capability",
+        "which": "shutil.which",
+    }[name]
+    monkeypatch.setattr(place, value)
+    assert native.library(source) is None
+
+
+def test_the_folder_is_in_the_users_cache(monkeypatch):
+    monkeypatch.delenv("WORKINGPAPERS_CACHE", raising=False)
+    assert native._folder().parts[-2:] == ("workingpapers", "native")
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", os.path.join("~", "here"))
+    assert native._folder() == native.Path.home() / "here" / "native"
