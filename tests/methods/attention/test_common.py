@@ -225,6 +225,36 @@ def test_prepare_sees_each_forward_pass_and_restore_removes_it():
     assert seen == ["LlamaModel"] * 2
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Llama", "GPTNeoX"])
+def test_prepare_gets_arguments_by_name_however_they_are_given(family):
+    model, ids, seen = tiny(family), tokens(1, 6), []
+
+    def prepare(base, kwargs):
+        seen.append(kwargs["input_ids"])
+        return kwargs
+
+    expected = model.base_model(ids).last_hidden_state
+    common.apply(model, "dense", dense, prepare=prepare)
+    # 1e-5: float32 sums in another order than torch's own attention.
+    torch.testing.assert_close(model.base_model(ids).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+    model(ids)
+    assert all(given is ids for given in seen)
+    assert len(seen) == 2
+
+
+def test_a_compiled_model_takes_a_mask_and_says_so():
+    model, ids = common.apply(tiny(), "dense", dense), tokens(1, 6)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        out = compiled(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        torch.testing.assert_close(out, model(ids, use_cache=False).logits)
+        with pytest.raises(ValueError, match="a compiled model needs an attention_mask"):
+            compiled(ids, use_cache=False)
+    torch.compiler.reset()
+
+
 def small(kind, **options):
     return transformers.AutoModel.from_config(getattr(transformers, f"{kind}Config")(**options))
 
@@ -286,3 +316,5 @@ def test_refuses_uses_that_it_would_get_wrong():
         model(ids, attention_mask=torch.ones(2, 1, 6, 6, dtype=torch.bool))
     with pytest.raises(ValueError, match="static caches"):
         model(ids, cache=transformers.StaticCache(model.config, max_cache_len=10))
+    with pytest.raises(ValueError, match="static caches"):
+        model.generate(ids, max_new_tokens=2, cache_implementation="static", pad_token_id=0)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from listedpatterns import sample
 from torch.utils.flop_counter import FlopCounterMode
 
 from workingpapers.methods.attention import native_blocks
+from workingpapers.methods.attention.hip import HiPAttention
 from workingpapers.methods.attention.lm_infinite import window_attention
 
 pytestmark = pytest.mark.skipif(
@@ -31,24 +33,39 @@ def test_with_avx2():
 
 
 @given(
-    m=st.integers(1, 4),
-    s=st.integers(1, 40),
-    n=st.integers(1, 70),
-    run=st.sampled_from([1, 2, 8, 100]),
-    step=st.integers(1, 3),
-    d=st.sampled_from([1, 7, 64]),
+    T=st.integers(1, 400),
+    queries=st.integers(1, 80),
+    heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
+    block_q=st.sampled_from([1, 4, 40]),
+    block_k=st.sampled_from([1, 2, 5]),
+    n=st.integers(1, 12),
+    stride=st.integers(1, 3),
+    center=st.booleans(),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
-def test_best_scores_of_the_kernel(m, s, n, run, step, d, seed):
+@settings(max_examples=150, deadline=None)
+def test_search_of_the_kernel(T, queries, heads, block_q, block_k, n, stride, center, seed):
+    """It finds what torch's operations find, where rounding can't make a difference."""
+    hip = HiPAttention(n * block_k, block_q, block_k, window=5, sinks=3, query_stride=stride, center=center)
     generator = torch.Generator().manual_seed(seed)
-    q, rows = torch.randn(m, s, d, generator=generator), torch.randn(400, d, generator=generator)
-    places = torch.randint(0, 400 - (run - 1) * step, (m, n), generator=generator)
-    got = native_blocks.best_scores(q, rows, places, run, step)
-    keys = rows[places[..., None] + step * torch.arange(run)]  # (m, n, run, d)
-    expected = torch.einsum("msd,mnrd->msnr", q.double(), keys.double()).amax(dim=(1, 3))
-    # Sums of d products, in float32 and in another order.
-    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+    # Multiples of 1/1024 below 1: sums of 7 products fit into the 24 bits of a float32.
+    shapes = (1, heads[0], min(queries, T), 7), (1, T, heads[1], 7)
+    q, k = (torch.randint(-1023, 1024, s, generator=generator) / 1024 for s in shapes)
+    k = k.transpose(1, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        rounded = q.to(dtype), k.to(dtype)
+        with mock.patch.object(native_blocks, "serves", return_value=False):
+            expected = hip.search(*rounded)
+        assert torch.equal(hip.search(*rounded), expected)
+
+
+def test_scores_that_overflow_keep_the_search_of_the_kernel_sound():
+    q, k = torch.full((1, 1, 64, 8), 1e30), torch.full((1, 1, 300, 8), -1e30)
+    k[..., 100:, :4] = 1e30  # infinity less infinity
+    found = HiPAttention(16, 8, 2, window=8, sinks=0).search(q, k)
+    assert (found.diff(dim=-1) > 0).all()
+    assert (found >= 0).all()
+    assert found.max() < 150
 
 
 def test_several_threads_and_strides():

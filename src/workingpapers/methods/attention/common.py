@@ -20,6 +20,7 @@ Two attentions over disjoint keys are one attention over their union, by their l
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -239,8 +240,10 @@ def apply(model: Model, name: str, attention: Attention, *, prepare: Prepare | N
     AttentionMaskInterface.register(key, _padding)
     hook = None
     if prepare is not None:
+        names = tuple(inspect.signature(model.base_model.forward).parameters)  # GPT-NeoX gives some without their names
         hook = model.base_model.register_forward_pre_hook(
-            lambda module, args, kwargs: (args, prepare(module, kwargs)), with_kwargs=True
+            lambda module, args, kwargs: ((), prepare(module, dict(zip(names, args, strict=False)) | kwargs)),
+            with_kwargs=True,
         )
     setattr(model, _APPLIED, _Applied(name, model.config._attn_implementation, hook))
     model.set_attn_implementation(key)
@@ -378,16 +381,18 @@ def _padding(
 ) -> Tensor | str | None:
     """Return the padding mask (B, T_k), or None without padding, in place of transformers' (B, 1, T_q, T_k).
 
-    What this package cannot mask is returned as a message, for the layers that use it to raise: Gemma makes a mask for
-    sliding windows even if it has no such layer.
+    Another mask is returned as a message, for the layers that use it to raise: Gemma makes one for sliding windows
+    even if it has no such layer. A static cache raises at once: `generate` makes its mask before the model runs.
     """
     from transformers.masking_utils import causal_mask_function
 
-    if mask_function is not None and mask_function is not causal_mask_function:
-        return "only causal attention with padding is supported, not packed sequences or other masks"
     tokens = q_offset + q_length
     if kv_offset or kv_length != tokens:
-        return f"the cache holds {kv_length} positions for {tokens} tokens: static caches are not supported"
+        raise ValueError(f"the cache holds {kv_length} positions for {tokens} tokens: static caches are not supported")
+    if mask_function is not None and mask_function is not causal_mask_function:
+        advice = "; a compiled model needs an attention_mask, of ones without padding"
+        refused = "only causal attention with padding is supported, not packed sequences or other masks"
+        return refused + advice * (torch.compiler.is_compiling() and attention_mask is None)
     if attention_mask is None or bool(attention_mask.all()):
         return None
     if attention_mask.shape != (batch_size, kv_length):

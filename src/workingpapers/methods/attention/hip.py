@@ -136,15 +136,16 @@ class HiPAttention:
     def _descend(self, keys: Vectors, native: bool, rounds: int, q: Tensor, owner: Tensor, total: Tensor) -> Tensor:
         """Return what m query blocks (m, sampled, d) of heads (m,) find among (m,) candidates, (m, n)."""
         n, exact = self.top_k // self.block_k, torch.promote_types(q.dtype, torch.float32)
-        q, runs, first = q.to(exact).contiguous(), keys.runs(self.block_k), keys.places(owner, torch.tensor(self.sinks))
-        room = q.new_empty(0 if native else min(keys.chunk(self.top_k), len(q)), q.shape[1], self.top_k)
+        first = keys.places(owner, torch.tensor(self.sinks, device=q.device))
+        if native:
+            return native_blocks.descend(q, keys.rows, first, total, n, self.block_k, keys.step, rounds, self.center)
+        q, runs = q.to(exact).contiguous(), keys.runs(self.block_k)
+        room = q.new_empty(min(keys.chunk(self.top_k), len(q)), q.shape[1], self.top_k)
 
         def scores(blocks: Tensor) -> Tensor:
-            places, best = torch.add(first, blocks, alpha=self.block_k * keys.step), []
-            if native:
-                return native_blocks.best_scores(q, keys.rows, places, self.block_k, keys.step)
-            for queries, some in split(len(room), q, places):
-                products = torch.bmm(queries, runs.take(some).to(exact).mT, out=room[: len(some)])
+            parts, best = split(len(room), q, torch.add(first, blocks, alpha=self.block_k * keys.step)), []
+            for queries, places in parts:
+                products = torch.bmm(queries, runs.take(places).to(exact).mT, out=room[: len(places)])
                 best.append(products.amax(dim=1))
             return torch.cat(best).view(*blocks.shape, self.block_k).amax(dim=2)
 

@@ -1,6 +1,6 @@
 """What attends on a CPU in C++ (`native_kernels.cpp`): keys are read where they lie, so time is that of the scores.
 
-`launch` is the kernel of `listed`; `best_scores` is for those who look for keys first.
+`launch` is the kernel of `listed`, `descend` the search of `hip`.
 
 Source: the online softmax in tiles is that of Dao, "FlashAttention-2", ICLR 2024, arXiv 2307.08691.
 """
@@ -84,24 +84,41 @@ def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seen: List
         out.copy_(exact)
 
 
-def best_scores(q: Tensor, rows: Tensor, places: Tensor, run: int, step: int) -> Tensor:
-    """Return the largest product of any query of a block with any row of a run, (m, n).
+class _Search(ctypes.Structure):
+    """What the search is given, in the order of the C++ file."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "x", "first", "total", "found")),
+        *((name, ctypes.c_int64) for name in ("queries", "n", "run", "step", "d", "rounds", "center")),
+    ]
+
+
+def descend(
+    q: Tensor, rows: Tensor, first: Tensor, total: Tensor, n: int, run: int, step: int, rounds: int, center: bool
+) -> Tensor:
+    """Return the candidates that blocks of queries find by HiP's search, (m, n), rising; see `hip`.
 
     Args:
-        q: (m, s, d) queries of m blocks, in float32 and contiguous, as all of these.
-        rows: (R, d) in float32.
-        places: (m, n) the first row of each run, int64.
-        run: rows of a run.
+        q: (m, s, d) the queries of m blocks that score.
+        rows: (R, d) in float32, contiguous.
+        first: (m,) the row where the candidates of a block begin, int64.
+        total: (m,) candidates of each block, more than n, int64.
+        n: how many it finds.
+        run: rows of a candidate.
         step: from one of them to the next.
+        rounds: of halving, until nodes are single candidates.
+        center: whether a node's middle candidate represents it rather than its first.
 
     Raises:
-        MemoryError: no memory for a tile.
+        MemoryError: no memory for the scores.
     """
     kernel = library(_SOURCE)
     assert kernel is not None
-    best = q.new_empty(places.shape)
-    pointers = (ctypes.c_void_p(x.data_ptr()) for x in (q, rows, places, best))
-    sizes = (ctypes.c_int64(n) for n in (*q.shape[:2], places.shape[1], run, step, q.shape[2]))
-    if kernel.best_scores(*pointers, *sizes):
-        raise MemoryError("no memory for a tile of scores")
-    return best
+    q, first, total = q.float().contiguous(), first.contiguous(), total.contiguous()
+    found = total.new_empty(len(q), n)
+    given = _Search(
+        *(x.data_ptr() for x in (q, rows, first, total, found)), q.shape[1], n, run, step, q.shape[2], rounds, center
+    )
+    if kernel.search(ctypes.byref(given), ctypes.c_int64(0), ctypes.c_int64(len(q))):
+        raise MemoryError("no memory for a search")
+    return found

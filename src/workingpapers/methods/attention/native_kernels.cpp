@@ -1,14 +1,19 @@
-// Attention of blocks of queries to listed keys on a CPU, and scores alone; `native_blocks.py` calls them, and
-// `listed.py` defines the former.
+// Attention of blocks of queries to listed keys on a CPU, and the search of HiP for such keys; `native_blocks.py` calls
+// them, `listed.py` and `hip.py` define what they do.
 //
 // A tile is up to 64 queries of one block. Its scores lie transposed, a row of vectors of queries for each key, so that
 // any keys fill the vectors: keys and values are read where they lie, and nothing is gathered. Products are summed in
 // registers, a few keys (or columns of values) by a few vectors of queries at a time, which no row of scores leaves.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
+#include <limits>
+#include <memory>
 #include <new>
+#include <vector>
 
 namespace {
 
@@ -97,13 +102,6 @@ void transpose(const float* x, int64_t row, int64_t d, int first, int last, int 
     }
 }
 
-// `count` vectors, or null.
-Vec* reserve(int64_t count) {
-    return static_cast<Vec*>(::operator new(count * sizeof(Vec), std::align_val_t(sizeof(Vec)), std::nothrow));
-}
-
-void release(Vec* memory) { ::operator delete(memory, std::align_val_t(sizeof(Vec))); }
-
 }  // namespace
 
 // What `_Call` in native_blocks.py holds, with strides in floats.
@@ -158,7 +156,7 @@ void Tile<W>::see_lists(int64_t owner, int64_t block, int64_t before) {
     for (int64_t i = 0; i < call.n_listed; i++) {
         if (list[i] < 0) continue;
         const int64_t begin = call.sinks + list[i] * call.block_k, end = begin + call.block_k;
-        for (int64_t token = begin; token < (end < before ? end : before); token++) see(token);
+        for (int64_t token = begin; token < std::min(end, before); token++) see(token);
     }
 }
 
@@ -173,7 +171,7 @@ void Tile<W>::see_lines(int64_t owner, int64_t start, int64_t before) {
     while (true) {
         const int64_t column = i < call.n_columns ? columns[i] : before;
         const int64_t diagonal = j >= 0 && offsets[j] >= 0 ? start - offsets[j] : before;
-        const int64_t token = column < diagonal ? column : diagonal;
+        const int64_t token = std::min(column, diagonal);
         if (token >= before) return;
         see(token);
         i += column == token;
@@ -220,13 +218,12 @@ void Tile<W>::flush() {
 template <int W>
 void Tile<W>::attend(int64_t owner, int64_t block, int64_t part) {
     const int64_t past = call.length - call.queries, start = past - call.lead + block * call.block_q;
-    const int64_t tile = start + part * W * LANES, first = tile < past ? past : tile;
-    int64_t end = tile + W * LANES < start + call.block_q ? tile + W * LANES : start + call.block_q;
-    if (end > call.length) end = call.length;
+    const int64_t tile = start + part * W * LANES, first = std::max(tile, past);
+    const int64_t end = std::min({tile + W * LANES, start + call.block_q, call.length});
     if (end <= first) return;
 
     const int64_t batch = owner / call.heads, head = owner % call.heads, low = call.near[owner * call.blocks + block];
-    const int64_t before = low < start ? low : start;  // what all rows of the block see ends here
+    const int64_t before = std::min(low, start);  // what all rows of the block see ends here
     const float* q = call.q + batch * call.q_batch + head * call.q_head + (tile - past) * call.q_row;
     k = call.k + batch * call.k_batch + head / call.group * call.k_head;
     v = call.v + batch * call.v_batch + head / call.group * call.v_head;
@@ -240,10 +237,10 @@ void Tile<W>::attend(int64_t owner, int64_t block, int64_t part) {
 
     count = 0;
     masked = false;
-    for (int64_t token = 0; token < (call.sinks < before ? call.sinks : before); token++) see(token);
+    for (int64_t token = 0; token < std::min(call.sinks, before); token++) see(token);
     see_lists(owner, block, before);
     see_lines(owner, start, before);
-    const int64_t whole = low > end - call.window ? low : end - call.window;  // from here to `first` all rows see all
+    const int64_t whole = std::max(low, end - call.window);  // from here to `first` all rows see all
     for (int64_t token = whole; token <= first; token++) see(token);
     if (count) flush();
     masked = true;
@@ -264,77 +261,151 @@ void Tile<W>::attend(int64_t owner, int64_t block, int64_t part) {
 }
 
 template <int W>
-int attend_all(const Call& call, int64_t begin, int64_t end) {
-    Vec* memory = reserve((call.d + call.d_v + CHUNK) * W);
-    if (!memory) return 1;
-    Tile<W> tile(call, memory);
+void attend_all(const Call& call, int64_t begin, int64_t end) {
+    const std::unique_ptr<Vec[]> memory(new Vec[(call.d + call.d_v + CHUNK) * W]);
+    Tile<W> tile(call, memory.get());
     const int64_t parts = (call.block_q + W * LANES - 1) / (W * LANES);
     for (int64_t i = begin; i < end; i++)
         for (int64_t part = 0; part < parts; part++) tile.attend(i / call.blocks, i % call.blocks, part);
-    release(memory);
-    return 0;
 }
 
 }  // namespace
 
 // Attend with the blocks `begin` to `end` - 1 of all, counted (b H + h) M + m. Returns 1 if there is no memory, else 0.
-extern "C" int attend(const Call* call, int64_t begin, int64_t end) {
-    const int64_t rows = call->block_q < call->queries + call->lead ? call->block_q : call->queries + call->lead;
-    if (rows > WIDTH / 2) return attend_all<WIDTH / LANES>(*call, begin, end);
-    if (rows > WIDTH / 4) return attend_all<WIDTH / 2 / LANES>(*call, begin, end);
-    return attend_all<WIDTH / 4 / LANES>(*call, begin, end);
+extern "C" int attend(const Call* call, int64_t begin, int64_t end) try {
+    const int64_t rows = std::min(call->block_q, call->queries + call->lead);
+    if (rows > WIDTH / 2)
+        attend_all<WIDTH / LANES>(*call, begin, end);
+    else if (rows > WIDTH / 4)
+        attend_all<WIDTH / 2 / LANES>(*call, begin, end);
+    else
+        attend_all<WIDTH / 4 / LANES>(*call, begin, end);
+    return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
+
+// What `_Search` in native_blocks.py holds. Candidate c of block b, of total[b], is the run of rows of x that begins at
+// first[b] + c run step; `found` gets the n candidates that each block finds.
+struct Search {
+    const float *q, *x;
+    const int64_t *first, *total;
+    int64_t* found;
+    int64_t queries, n, run, step, d, rounds, center;
+};
 
 namespace {
 
-float largest(Vec x) {
-    float best = x[0];
-    for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
-    return best;
+// The search of a block: n nodes part its candidates evenly, and each time all are halved, the n best halves are kept.
+// Nodes stay in the order of the candidates. No score is below LEAST, which is above that of a node without candidates.
+class Tree {
+   public:
+    explicit Tree(const Search& search)
+        : search(search), tiles((search.queries + 15) / 16), query(new Vec[tiles * search.d * W]),
+          scores(new Vec[CHUNK * W]), start(2 * search.n), size(2 * search.n), places(2 * search.n),
+          best(2 * search.n), fresh(2 * search.n) {}
+
+    void descend(int64_t block);
+
+   private:
+    static constexpr int W = 16 / LANES;
+    static constexpr float LEAST = -std::numeric_limits<float>::max();
+    const Search& search;
+    const int64_t tiles;
+    const std::unique_ptr<Vec[]> query, scores;
+    std::vector<int64_t> start, size, places;
+    std::vector<float> best, fresh;
+
+    void place(int64_t block, int64_t i, int64_t node);
+    void look(int64_t count);
+    void raise(const Vec* tile, int64_t count);
+    void keep();
+};
+
+void Tree::descend(int64_t block) {
+    const int64_t n = search.n, total = search.total[block];
+    const float* q = search.q + block * search.queries * search.d;
+    for (int64_t t = 0; t < tiles; t++) {
+        const int rows = static_cast<int>(std::min<int64_t>(16, search.queries - 16 * t));
+        transpose(q + 16 * t * search.d, search.d, search.d, 0, rows, 16, 1.0f, query.get() + t * search.d * W);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        start[i] = i * total / n;
+        size[i] = (i + 1) * total / n - start[i];
+        place(block, i, i);
+    }
+    if (!search.center) look(n);
+    std::copy(fresh.begin(), fresh.begin() + n, best.begin());
+    for (int64_t round = 0; round < search.rounds; round++) {
+        for (int64_t i = n - 1; i >= 0; i--) {  // from the last on, for halves of node i take places 2 i and 2 i + 1
+            const int64_t half = size[i] / 2;
+            start[2 * i + 1] = start[i] + half, size[2 * i + 1] = size[i] - half;
+            start[2 * i] = start[i], size[2 * i] = half, best[2 * i] = best[i];
+        }
+        const int64_t every = search.center ? 1 : 2, skip = every - 1;  // a first half has the score of the whole
+        for (int64_t i = skip; i < 2 * n; i += every) place(block, i / every, i);
+        look(2 * n / every);
+        for (int64_t i = skip; i < 2 * n; i += every) best[i] = fresh[i / every];
+        for (int64_t i = 0; i < 2 * n; i++)
+            if (size[i] == 0) best[i] = -INFINITY;
+        keep();
+    }
+    std::copy(start.begin(), start.begin() + n, search.found + block * n);
 }
 
-// Raise best[0 .. n - 1] to the largest scores that a tile of queries gives to runs of keys, the run `i` being the rows
-// places[i], places[i] + step, ... of x.
-template <int W>
-void raise(const Vec* query, Vec* scores, const float* x, const int64_t* places, int64_t n, int64_t run, int64_t step,
-           int64_t d, float* best) {
+// Let places[i] be the first row of a node's representative.
+void Tree::place(int64_t block, int64_t i, int64_t node) {
+    const int64_t candidate = start[node] + (search.center ? size[node] / 2 : 0);
+    places[i] = search.first[block] + candidate * search.run * search.step;
+}
+
+// Let fresh[i] be the largest product of any query with any row of the run at places[i], for i < count.
+void Tree::look(int64_t count) {
+    std::fill(fresh.begin(), fresh.begin() + count, LEAST);
+    for (int64_t t = 0; t < tiles; t++) raise(query.get() + t * search.d * W, count);
+}
+
+void Tree::raise(const Vec* tile, int64_t count) {
     const float* keys[CHUNK];
-    for (int64_t first = 0; first < n * run; first += CHUNK) {
-        const int count = first + CHUNK < n * run ? CHUNK : static_cast<int>(n * run - first);
+    const int64_t run = search.run;
+    for (int64_t first = 0; first < count * run; first += CHUNK) {
+        const int n = static_cast<int>(std::min<int64_t>(CHUNK, count * run - first));
         int64_t i = first / run, part = first % run;
-        for (int j = 0; j < count; j++) {
-            keys[j] = x + (places[i] + part * step) * d;
+        for (int j = 0; j < n; j++) {
+            keys[j] = search.x + (places[i] + part * search.step) * search.d;
             if (++part == run) part = 0, i++;
         }
-        all_scores<W>(query, keys, count, d, scores);
+        all_scores<W>(tile, keys, n, search.d, scores.get());
         i = first / run, part = first % run;
-        for (int j = 0; j < count;) {
+        for (int j = 0; j < n; part = 0, i++) {
             Vec top = scores[j * W];
-            for (; part < run && j < count; part++, j++)
+            for (; part < run && j < n; part++, j++)
                 for (int a = 0; a < W; a++) top = larger(scores[j * W + a], top);
-            const float found = largest(top);
-            if (found > best[i]) best[i] = found;
-            part = 0, i++;
+            for (int lane = 0; lane < LANES; lane++) fresh[i] = std::max(fresh[i], top[lane]);
         }
+    }
+}
+
+// Keep the n best of 2 n nodes, of equal ones the first.
+void Tree::keep() {
+    const int64_t n = search.n;
+    fresh = best;
+    std::nth_element(fresh.begin(), fresh.begin() + n - 1, fresh.end(), std::greater<float>());
+    const float last = fresh[n - 1];
+    int64_t equal = n - std::count_if(fresh.begin(), fresh.begin() + n, [last](float x) { return x > last; }), kept = 0;
+    for (int64_t i = 0; i < 2 * n; i++) {
+        if (best[i] < last || (best[i] == last && equal-- <= 0)) continue;
+        start[kept] = start[i], size[kept] = size[i], best[kept++] = best[i];
     }
 }
 
 }  // namespace
 
-// best[b][i] = the largest product of any of the queries q[b] with any row of run i of block b, see `raise`. Returns 1 if
-// there is no memory, else 0.
-extern "C" int best_scores(const float* q, const float* x, const int64_t* places, float* best, int64_t blocks,
-                           int64_t queries, int64_t n, int64_t run, int64_t step, int64_t d) {
-    constexpr int W = 16 / LANES;
-    Vec* query = reserve((d + CHUNK) * W);
-    if (!query) return 1;
-    for (int64_t i = 0; i < blocks * n; i++) best[i] = -INFINITY;
-    for (int64_t b = 0; b < blocks; b++)
-        for (int64_t begin = 0; begin < queries; begin += 16) {
-            const int rows = queries - begin < 16 ? static_cast<int>(queries - begin) : 16;
-            transpose(q + (b * queries + begin) * d, d, d, 0, rows, 16, 1.0f, query);
-            raise<W>(query, query + d * W, x, places + b * n, n, run, step, d, best + b * n);
-        }
-    release(query);
+// Search for the blocks `begin` to `end` - 1. Returns 1 if there is no memory, else 0.
+extern "C" int search(const Search* search, int64_t begin, int64_t end) try {
+    Tree tree(*search);
+    for (int64_t block = begin; block < end; block++) tree.descend(block);
     return 0;
+} catch (const std::bad_alloc&) {
+    return 1;
 }
