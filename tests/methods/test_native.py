@@ -46,13 +46,18 @@ def test_a_changed_source_is_another(source):
     assert native.library(source).twice(1) == 3
 
 
+def in_a_process(source):
+    """Start a process that needs the source."""
+    call = "from pathlib import Path; from workingpapers.methods import native; "
+    call += f"assert native.library(Path({str(source)!r})).twice(3) == 6"
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", call])
+
+
 @needs_compiler
 def test_a_damaged_file_is_compiled_again(source):
-    native.library(source)
+    assert in_a_process(source).wait(60) == 0
     (kept,) = (source.parent / "cache" / "native").iterdir()
-    kept.unlink()
-    kept.write_bytes(b"half")  # a new file: this process has the old one in memory
-    native.library.cache_clear()
+    kept.write_bytes(b"half")
     assert native.library(source).twice(3) == 6
     assert kept.read_bytes() != b"half"
 
@@ -65,9 +70,7 @@ def test_a_folder_that_cannot_be_written_to(source, monkeypatch):
 
 @needs_compiler
 def test_processes_that_compile_at_once(source):
-    call = "from pathlib import Path; from workingpapers.methods import native; "
-    call += f"assert native.library(Path({str(source)!r})).twice(3) == 6"
-    running = [subprocess.Popen([sys.executable, "-W", "error", "-c", call]) for _ in range(3)]
+    running = [in_a_process(source) for _ in range(3)]
     assert [process.wait(60) for process in running] == [0, 0, 0]
     assert len(list((source.parent / "cache" / "native").iterdir())) == 1
 

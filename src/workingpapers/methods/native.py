@@ -91,12 +91,12 @@ def _compiled(command: list[str], source: Path, path: Path) -> ctypes.CDLL:
         built = Path(folder, path.name)
         call = [*command, str(source), "-o", str(built)]
         subprocess.run(call, check=True, capture_output=True, text=True, timeout=300)
-        part = path.with_suffix(f".{os.getpid()}")
+        kept, part = built, path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):  # a full disk, or one that may not be written to
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(built, part)
-                part.replace(path)  # at once: another process finds all of it or nothing
+                kept = part.replace(path)  # at once: another process finds all of it or nothing
             finally:
                 part.unlink(missing_ok=True)
-        return ctypes.CDLL(str(built))
+        return ctypes.CDLL(str(kept))
