@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from workingpapers.methods import native
 
@@ -105,3 +108,27 @@ def test_the_folder_is_in_the_users_cache(monkeypatch):
     assert native._folder().parts[-2:] == ("workingpapers", "native")
     monkeypatch.setenv("WORKINGPAPERS_CACHE", os.path.join("~", "here"))
     assert native._folder() == native.Path.home() / "here" / "native"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_tensors_that_cpp_may_read():
+    x = torch.ones(3)
+    assert native.reachable(x, torch.nn.Parameter(x))
+    assert not native.reachable(x.to("meta"))
+    assert not native.reachable(x.to_sparse())
+    seen = []
+
+    def look(x):
+        seen.append(native.reachable(x))
+        return x + 1
+
+    with FlopCounterMode(display=False):
+        look(x)
+    torch.jit.trace(look, x, check_trace=False)
+    torch.vmap(look)(x)
+    torch.func.jvp(look, (x,), (x,))
+    with forward_ad.dual_level():
+        look(forward_ad.make_dual(x, x))
+    torch.compile(look, backend="eager")(x)
+    assert len(seen) > 5
+    assert not any(seen)

@@ -23,6 +23,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 _PROCESSORS = {
     "AVX2": ("-mavx2", "-mfma"),
@@ -64,6 +67,18 @@ def library(source: Path) -> ctypes.CDLL | None:
             stacklevel=3,
         )
         return None
+
+
+def reachable(*tensors: Tensor) -> bool:
+    """Return whether C++ may read tensors: plain ones in this machine's memory, which nothing watches or rewrites.
+
+    What traces, compiles, transforms or counts torch's operations would not see what is done in C++.
+    """
+    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    if watched or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return False
+    kinds = (Tensor, torch.nn.Parameter)
+    return all(type(x) in kinds and x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
 
 
 def _compiler() -> list[str] | None:

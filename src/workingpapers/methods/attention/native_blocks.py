@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from workingpapers.methods.attention.parallel import each
-from workingpapers.methods.native import library
+from workingpapers.methods.native import library, reachable
 
 if TYPE_CHECKING:
     from workingpapers.methods.attention.listed import Listed, Lists
@@ -42,15 +41,12 @@ class _Call(ctypes.Structure):
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Return whether the kernels are made for such tensors: on a CPU, where `native.library` finds a compiler.
+    """Return whether the kernels are made for such tensors: `native.reachable` ones, where there is a compiler.
 
-    They compute in float32, for float16 and bfloat16 with copies of the inputs. Modes that watch torch's operations do
-    not see the kernels, so under them these serve nothing.
+    They compute in float32, for float16 and bfloat16 with copies of the inputs.
     """
-    watched = is_in_torch_dispatch_mode() or torch.compiler.is_compiling()
     kinds = (torch.float32, torch.float16, torch.bfloat16)
-    on_cpu = all(x.device.type == "cpu" and x.dtype in kinds for x in tensors)
-    return on_cpu and not watched and library(_SOURCE) is not None
+    return all(x.dtype in kinds for x in tensors) and reachable(*tensors) and library(_SOURCE) is not None
 
 
 def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seen: Listed, lists: Lists, scale: float) -> None:
