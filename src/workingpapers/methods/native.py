@@ -33,6 +33,7 @@ _PROCESSORS = {
 }
 """What torch says of a processor, and what the compiler may then use: nothing that this torch does not use too."""
 
+_HEADER = Path(__file__).with_name("native.h")  # what sources share
 _OPTIONS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-contract=fast")
 
 
@@ -43,13 +44,13 @@ def library(source: Path) -> ctypes.CDLL | None:
     A compiler that fails is a `RuntimeWarning`, once a process; a missing one is none.
 
     Args:
-        source: the file; it declares what it offers as `extern "C"`.
+        source: the file; it declares what it offers as `extern "C"`, and may include `native.h`.
     """
     compiler = _compiler()
     if compiler is None:
         return None
     command = [*compiler, *_OPTIONS, *_PROCESSORS[torch.backends.cpu.get_cpu_capability()]]
-    content = source.read_bytes()
+    content = source.read_bytes() + _HEADER.read_bytes()
     key = hashlib.sha256(repr(command).encode() + content).hexdigest()
     path = _folder() / f"{source.stem}-{key[:32]}.so"
     try:
@@ -104,7 +105,7 @@ def _compiled(command: list[str], source: Path, path: Path) -> ctypes.CDLL:
     """Compile, keep the result under `path` if that is possible, and load it."""
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder, path.name)
-        call = [*command, str(source), "-o", str(built)]
+        call = [*command, f"-I{_HEADER.parent}", str(source), "-o", str(built)]
         subprocess.run(call, check=True, capture_output=True, text=True, timeout=300)
         kept, part = built, path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):  # a full disk, or one that may not be written to

@@ -7,45 +7,20 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <functional>
-#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <new>
 #include <vector>
 
+#include "native.h"
+
 namespace {
 
-#ifdef __AVX512F__
-constexpr int LANES = 16, GROUP = 4;  // floats of a vector, vectors of queries multiplied at a time
-#else
-constexpr int LANES = 8, GROUP = 2;
-#endif
-constexpr int KEYS = 6, COLUMNS = 4;  // keys, and columns of values, multiplied by a group at a time
-constexpr int CHUNK = 96;             // keys whose scores are held
-constexpr int WIDTH = 64;             // queries of a tile at most
-
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-template <class V, class X>
-inline V filled(X x) {
-    return x - V{};
-}
-
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
-// 2^x for x <= 0, within 2e-7 of it, 0 below 2^-126, and NaN of NaN: the polynomial of the fraction from -1/2 to 1/2,
-// whose exponent is then raised.
-inline Vec exp2(Vec x) {
-    const Vec least = filled<Vec>(-127.0f), round = filled<Vec>(12582912.0f);  // 1.5 x 2^23 has no room for fractions
-    x = x < least ? least : x;
-    const Vec whole = (x + round) - round, f = x - whole;
-    Vec p = filled<Vec>(1.5403530e-4f);
-    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f}) p = p * f + c;
-    return p * (Vec)((__builtin_convertvector(whole, Ints) + 127) << 23);
-}
+constexpr int GROUP = LANES == 16 ? 4 : 2;  // vectors of queries multiplied at a time
+constexpr int KEYS = 6, COLUMNS = 4;        // keys, and columns of values, multiplied by a group at a time
+constexpr int CHUNK = 96;                   // keys whose scores are held
+constexpr int WIDTH = 64;                   // queries of a tile at most
 
 // scores[j][a] = sum_c query[c][a] keys[j][c] for N keys and G of W vectors of queries.
 template <int W, int G, int N>
@@ -186,7 +161,7 @@ void Tile<W>::mask() {
             const Ints distance = place[a] - tokens[j];
             const Ints reach = filled<Ints>(tokens[j] < call.sinks ? INT32_MAX : static_cast<int32_t>(call.window));
             const Ints sees = (distance >= 0) & (distance < reach);
-            scores[j * W + a] = sees ? scores[j * W + a] : filled<Vec>(-INFINITY);
+            scores[j * W + a] = sees ? scores[j * W + a] : filled(-INFINITY);
         }
 }
 
@@ -230,7 +205,7 @@ void Tile<W>::attend(int64_t owner, int64_t block, int64_t part) {
     transpose(q, call.q_row, call.d, first - tile, end - tile, W * LANES, call.factor, query);
     for (int64_t i = 0; i < call.d_v * W; i++) acc[i] = Vec{};
     for (int a = 0; a < W; a++) {
-        top[a] = filled<Vec>(-INFINITY);
+        top[a] = filled(-INFINITY);
         total[a] = Vec{};
         for (int i = 0; i < LANES; i++) place[a][i] = static_cast<int32_t>(tile + a * LANES + i);
     }

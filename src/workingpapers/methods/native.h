@@ -1,0 +1,36 @@
+// What the C++ files of the methods share: vectors as wide as the processor has them, and their powers of 2.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int LANES = 16;  // floats of a vector
+#else
+constexpr int LANES = 8;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+template <class V = Vec, class X>
+inline V filled(X x) {
+    return x - V{};
+}
+
+inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// 2^x for x <= 0, within 2e-7 of it, 0 below 2^-126, and NaN of NaN: the polynomial of the fraction from -1/2 to 1/2,
+// whose exponent is then raised.
+inline Vec exp2(Vec x) {
+    const Vec least = filled(-127.0f), round = filled(12582912.0f);  // 1.5 x 2^23 has no room for fractions
+    x = x < least ? least : x;
+    const Vec whole = (x + round) - round, f = x - whole;
+    Vec p = filled(1.5403530e-4f);
+    for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f}) p = p * f + c;
+    return p * (Vec)((__builtin_convertvector(whole, Ints) + 127) << 23);
+}
+
+}  // namespace
