@@ -12,6 +12,7 @@ constexpr int LANES = 16;  // floats of a vector
 constexpr int LANES = 8;
 #endif
 
+// GCC and Clang let pointers to floats reach the elements of such a vector.
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
