@@ -283,6 +283,10 @@ def test_a_table_of_labels_alone():
 def test_row_numbers_are_no_feature():
     pd.DataFrame({"a": np.arange(20.0), "label": ["x", "y"] * 10}).to_csv("own.csv")
     assert "own.csv has a column without a name. Row numbers" in refused(*probe(data="own.csv"))
+    pd.read_csv("own.csv").to_csv("own.csv", index=False)  # read and written once more
+    assert "own.csv has a column 'Unnamed: 0'. Row numbers" in refused(*probe(data="own.csv"))
+    pd.read_csv("own.csv").to_parquet("own.parquet")
+    assert "own.parquet has a column 'Unnamed: 0'. Row numbers" in refused(*probe(data="own.parquet"))
 
 
 def test_a_single_array():

@@ -343,6 +343,16 @@ def test_standard_output_may_be_closed(store):
     assert (done.returncode, done.stderr) == (0, f"{len(load_catalogue())} papers\n")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("command", ["list", "--help", "--version", "list --help"])
+def test_a_full_disk_is_one_line_and_no_traceback(store, command):
+    program = f"{sys.executable} -c 'from workingpapers.cli import main; main()' {command} >/dev/full"
+    done = subprocess.run(["sh", "-c", program], capture_output=True, text=True)
+    [line] = done.stderr.splitlines()
+    assert line.startswith("papers: what was to be written has no room: ")
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("command", ["list", "data", "--help"])
 def test_a_reader_that_has_gone_is_no_error(store, command):
     program = [sys.executable, "-c", "from workingpapers.cli import main; main()", command]

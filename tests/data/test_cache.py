@@ -106,14 +106,6 @@ def test_a_damaged_entry_is_computed_again_with_a_warning(folder, damage):
     assert compute.calls == 2
 
 
-def test_without_verification_only_the_size_and_header_are_compared(folder):
-    compute = Compute()
-    get(compute)
-    flip_a_byte(folder)
-    assert not np.array_equal(get(compute, verify=False), WHOLE)
-    assert compute.calls == 1
-
-
 def test_another_shape_or_type_than_asked_for_is_computed_again():
     get(Compute())
     with pytest.warns(UserRemark, match=r"holds float32 \(6, 4\) instead of float64 \(1, 1\)"):

@@ -1,13 +1,18 @@
 """Extraction: every image once, in order, whatever the batches; read from the cache afterwards; nothing half done."""
 
+import dataclasses
+import weakref
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from workingpapers.data import features
+from workingpapers.data import features, images
 from workingpapers.data.backbones import ModuleBackbone
 from workingpapers.data.features import extract, levels, pooled, split_levels, tokens
+from workingpapers.data.images import Encoded
 from workingpapers.data.types import LabelledData, View
 from workingpapers.errors import UserError
 
@@ -46,9 +51,9 @@ def backbone(scale=1.0, name="tiny"):
 
 def pictures(count=7, seed=0, fingerprint="abc"):
     rng = np.random.default_rng(seed)
-    images = [rng.integers(0, 256, (rng.integers(10, 30), 20, 3), dtype=np.uint8) for _ in range(count)]
+    arrays = [rng.integers(0, 256, (rng.integers(10, 30), 20, 3), dtype=np.uint8) for _ in range(count)]
     labels = np.zeros(count, dtype=np.int64)
-    return LabelledData(name="pictures", fingerprint=fingerprint, labels=labels, class_names=("a",), images=images)
+    return LabelledData(name="pictures", fingerprint=fingerprint, labels=labels, class_names=("a",), images=arrays)
 
 
 def expected(data, model, view):
@@ -162,6 +167,43 @@ def test_features_that_float16_cannot_hold_are_refused(value, message, cache, mo
     assert list((cache / "features").rglob("*.npy")) == []
 
 
+class Own:
+    """A sequence of somebody's own that reads when indexed."""
+
+    def __init__(self, sources):
+        self.sources = sources
+
+    def __len__(self):
+        return len(self.sources)
+
+    def __getitem__(self, index):
+        return images.read_image(self.sources[index])
+
+
+@pytest.mark.parametrize("kind", [Encoded, Own])
+def test_photographs_are_decoded_a_few_at_a_time(tmp_path, monkeypatch, kind):
+    """A batch of them, all decoded, would take gigabytes."""
+    sources = [tmp_path / f"{i}.png" for i in range(12)]
+    for i, source in enumerate(sources):
+        Image.new("RGB", (20, 10), (20 * i, 0, 0)).save(source)
+    data, model = dataclasses.replace(pictures(12), images=kind(sources)), backbone()
+    whole = expected(data, model, pooled(16))
+    read, alive, most = images.read_image, set(), []
+
+    def watched(source):
+        image = read(source)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most.append(len(alive))
+        return image
+
+    monkeypatch.setattr(images, "read_image", watched)
+    monkeypatch.setattr(features, "_cores", lambda: 2)
+    np.testing.assert_allclose(extract(data, model, pooled(16), progress=False), whole, rtol=2**-10, atol=1e-5)
+    assert len(most) > 12  # the first is read once more, for the shape
+    assert max(most) <= 4  # two in the making, and as many that are just being let go of
+
+
 def test_progress_reports_every_image_once(monkeypatch):
     monkeypatch.setattr(features, "PIXELS_PER_BATCH", 3 * 16 * 16)
     seen = []
@@ -173,7 +215,7 @@ def test_the_bar_shows_on_stderr_and_only_when_it_takes_long(monkeypatch, capsys
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
     extract(pictures(), backbone(), pooled(16))
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(features, "PATIENCE", -1.0)
+    monkeypatch.setattr("workingpapers.data.progress.PATIENCE", -1.0)
     extract(pictures(), backbone(), pooled(20))
     out, err = capsys.readouterr()
     assert out == ""
@@ -236,6 +278,6 @@ def test_levels_are_split_where_they_were_joined():
 
 
 def test_a_pipe_gets_no_progress(capfd, monkeypatch):
-    monkeypatch.setattr("workingpapers.data.features.PATIENCE", -1)
+    monkeypatch.setattr("workingpapers.data.progress.PATIENCE", -1)
     extract(pictures(), backbone(), pooled(16))
     assert capfd.readouterr().err == ""

@@ -74,6 +74,15 @@ def test_fingerprints_change_with_weights_configuration_and_vocabulary():
     assert language_models._fingerprint(tiny(), tokenizer) != plain
 
 
+def test_a_tokenizer_of_another_model(tmp_path):
+    tiny(vocab_size=100).save_pretrained(tmp_path)
+    tinyreader.tokenizer().save_pretrained(tmp_path)
+    found = load_language_model(str(tmp_path))
+    assert found.encode("ABC") == [32, 33, 34]
+    with pytest.raises(UserError, match=r"knows the tokens 0 to 99, but its tokenizer gives .*: they do not"):
+        found.encode("é")
+
+
 def test_a_function(tmp_path, monkeypatch):
     found = load_language_model("tinyreader:make")
     assert found.tokenizer.decode(found.encode("naïve text")) == "naïve text"
@@ -91,12 +100,14 @@ def test_bad_names(tmp_path, folder):
         "smolm2": "Did you mean 'smollm2-135m'",
         "./nowhere": "there is no such folder",
         str(tmp_path): "cannot be used",  # a folder without a model
+        str(folder / "config.json"): "is a file; allowed: a folder",
+        "efficientnet-lite0": "reads images, not text; it serves the tasks probe and anomaly",
     }.items():
         with pytest.raises(UserError, match=message):
             load_language_model(name)
     for file in folder.glob("tokenizer*"):
         file.rename(tmp_path / file.name)
-    with pytest.raises(UserError, match="has no tokenizer that can be read: "):
+    with pytest.raises(UserError, match=r"has no tokenizer that can be read: .* convert\. .* puts one there\."):
         load_language_model(str(folder))
     for file in tmp_path.glob("tokenizer*"):
         file.rename(folder / file.name)

@@ -3,14 +3,18 @@
 import io
 import shutil
 import sys
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from workingpapers.data import images
 from workingpapers.data.datasets import load_dataset
+from workingpapers.data.features import extract, pooled
 from workingpapers.data.images import Encoded, digest, inspect, read_image
+from workingpapers.data.models import load_model
 from workingpapers.data.own import keep
 from workingpapers.errors import UserError
 
@@ -150,6 +154,25 @@ def test_train_and_test_folders_are_parts(folder, tmp_path):
     assert load_dataset(str(folder)).fingerprint != data.fingerprint
 
 
+@pytest.mark.parametrize("names", [("Train", "Test"), ("Training", "Testing"), ("TRAIN", "test")])
+def test_folders_of_parts_are_known_whatever_their_case(folder, tmp_path, names):
+    """As two classes, "Train" and "Test", they would make a board of nonsense."""
+    for name in names:
+        shutil.copytree(folder, tmp_path / "split" / name)
+    picture(tmp_path / "split/val/cat/0.png")
+    data = load_dataset(str(tmp_path / "split"))
+    assert data.class_names == ("cat", "dog")
+    assert data.part.tolist() == ["train", "train", "train", "test", "test", "test"] * 2
+    shutil.rmtree(tmp_path / "split" / names[1])
+    with pytest.raises(UserError, match=f"{names[0]!r} but no folder 'test' .* If 'val' is what to test on, rename it"):
+        load_dataset(str(tmp_path / "split"))
+
+
+def test_a_class_may_be_called_training(folder):
+    (folder / "cat").rename(folder / "Training")
+    assert load_dataset(str(folder)).class_names == ("Training", "dog")
+
+
 def test_an_unreadable_image_is_skipped_and_named(folder):
     (folder / "cat/1.png").write_bytes((folder / "cat/1.png").read_bytes()[:40])
     data = load_dataset(str(folder))
@@ -162,6 +185,7 @@ def test_hidden_files_and_other_files_are_left_alone(folder):
     (folder / "cat/notes.txt").write_text("")
     (folder / "cat/._0.png").write_text("")
     (folder / ".cache").mkdir()
+    (folder / "__MACOSX/cat").mkdir(parents=True)
     assert len(load_dataset(str(folder))) == 6
 
 
@@ -378,6 +402,7 @@ def test_a_missing_image_is_skipped_with_its_row(folder):
         (frame().assign(label="x"), r"one class only, 'x'"),
         (frame().assign(label=[0.5, 1.25, 2, 3]), r"labels hold 0.5, which is not a whole number"),
         (frame().assign(part=["train"] * 3 + ["valid"]), r"part holds 'valid'; allowed: 'train', 'test'"),
+        (frame().assign(part=["train"] * 3 + [None]), r"part holds ''; allowed: 'train', 'test'"),
         (frame().assign(part="test"), r"every example is of part 'test'"),
         (frame()[["label"]], "no column beside the labels"),
         (frame()[:0], r"holds no rows"),
@@ -438,7 +463,9 @@ def test_npz_by_scikit_learn_s_names_and_with_tokens(tmp_path):
         ({"features": np.zeros((6, 2, 2, 2))}, r"shape \(6, 2, 2, 2\); allowed"),
         ({"features": np.full((6, 3), np.nan)}, "NaN or infinity: 18 values in 3 columns"),
         ({"features": np.array([["a"]] * 6)}, "must be numbers"),
-        ({"features": np.array([[None]] * 6)}, "plain arrays"),
+        ({"features": np.full((6, 3), -9.96e36)}, r"hold ±9.96e\+36; allowed: up to 1e\+18"),
+        ({"features": np.array([[None]] * 6)}, "plain arrays: it holds Python objects"),
+        ({"labels": np.array(["a", "b"] * 3, dtype=object)}, r"labels=y\.astype\(str\)"),
         ({"features": np.zeros((0, 3)), "labels": np.zeros(0, int)}, "is empty"),
         ({"class_names": ["only"]}, "labels reach from 0 to 1, but 1 class names"),
         ({"class_names": ["p", "q"], "labels": np.arange(6) - 1}, "labels reach from -1 to 4"),
@@ -448,6 +475,10 @@ def test_npz_by_scikit_learn_s_names_and_with_tokens(tmp_path):
 def test_bad_arrays_are_explained(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load_dataset(saved(tmp_path, arrays(**changes)))
+
+
+def test_arrays_that_nobody_asked_for_are_not_read(tmp_path):
+    assert len(load_dataset(saved(tmp_path, arrays(files=np.array([None] * 6))))) == 6
 
 
 def test_npz_without_the_arrays(tmp_path):
@@ -468,6 +499,8 @@ def images(): return [np.full((i + 2, 4, 3), i, np.uint8) for i in range(3)], y
 def whole(): return LabelledData(name="", fingerprint="", labels=np.array([0, 1]), class_names=("a", "b"),
                                  features=np.eye(2))
 def floats(): return [np.zeros((4, 4, 3))] * 3, y
+def scaled(): return np.zeros((3, 4, 4, 3)), y
+def lazy(): return (row for row in np.eye(3)), y
 def ragged(): return [[1.0], [1.0, 2.0], [3.0]], y
 def nothing(): return None
 def neither(): return LabelledData(name="", fingerprint="", labels=np.array([0, 1]), class_names=("a", "b"))
@@ -508,6 +541,8 @@ def test_functions():
         ("own_module:nothing", "returned NoneType; allowed: LabelledData, or a pair"),
         ("own_module:neither", "must hold images or features"),
         ("own_module:floats", r"an image is float64 \(4, 4, 3\); images must be uint8"),
+        ("own_module:scaled", r"returned float64 \(3, 4, 4, 3\); allowed: images, uint8 \(N, H, W\)"),
+        ("own_module:lazy", r"returned object \(\); allowed: images, uint8"),
         ("own_module:ragged", "own_module:ragged returned features of different lengths"),
     ],
 )
@@ -566,6 +601,29 @@ def test_a_broken_image_is_told_without_addresses_in_memory(tmp_path, monkeypatc
     assert inspect([tmp_path / "0.png"], ["0.png"])[1] == ["0.png: UnidentifiedImageError: not an image"]
 
 
+def test_a_folder_that_takes_long_to_look_at_says_how_far_it_is(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    monkeypatch.setattr("workingpapers.data.progress.PATIENCE", -1.0)
+    load_dataset(str(folder))
+    assert "looking at the images" in capsys.readouterr().err
+    load_dataset(str(folder))
+    assert capsys.readouterr().err == ""  # what was looked at is known
+
+
+def test_a_large_image_is_read_without_a_warning(tmp_path, monkeypatch):
+    """As maps and microscopes' pictures are; Pillow's limit is lowered, as a large one takes a second to decode."""
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name, side in (("a", 12), ("b", 8)):
+        picture(tmp_path / "photos" / name / "0.png", size=(side, side))
+    with warnings.catch_warnings(action="error"):
+        data = load_dataset(str(tmp_path / "photos"))
+        assert extract(data, load_model("pixels"), pooled(16)).shape == (2, 768)
+    picture(tmp_path / "photos/b/1.png", size=(16, 16))
+    assert "DecompressionBombError" in load_dataset(str(tmp_path / "photos")).skipped[0]
+
+
 def test_images_are_decoded_once_and_again_when_they_change(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
     for name in ("a", "b"):
@@ -573,7 +631,8 @@ def test_images_are_decoded_once_and_again_when_they_change(tmp_path, monkeypatc
         for i in range(3):
             Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "photos" / name / f"{i}.png")
     decoded = []
-    monkeypatch.setattr("workingpapers.data.images.read_image", lambda data: decoded.append(1) or read_image(data))
+    decode = images._decoded
+    monkeypatch.setattr(images, "_decoded", lambda data: decoded.append(1) or decode(data))
     first = load_dataset(str(tmp_path / "photos"))
     once = len(decoded)
     assert once >= 6

@@ -37,6 +37,8 @@ def test_a_file(tmp_path):
     first = text.fingerprint
     file.write_text("Grüße\n\naus dem Tal", encoding="utf-8")
     assert load_text(str(file)).fingerprint != first
+    file.write_text("Grüße\r\n\r\naus dem All", encoding="utf-8-sig", newline="")  # as editors on Windows save it
+    assert load_text(str(file)).fingerprint == first
 
 
 def test_a_function(tmp_path, monkeypatch):
@@ -61,9 +63,15 @@ def test_a_function(tmp_path, monkeypatch):
 def test_bad_input(tmp_path):
     (tmp_path / "bytes.txt").write_bytes(b"ab\xff")
     (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\0\0\xff")
+    (tmp_path / "zeros.txt").write_bytes(b"w\0o\0r\0d\0")
+    (tmp_path / "windows.txt").write_bytes("word".encode("utf-16"))
     for name, message in {
         str(tmp_path / "bytes.txt"): r"it is not UTF-8 \(byte 0xff\)",
         str(tmp_path / "blank.txt"): "holds no text",
+        str(tmp_path / "picture.txt"): "is not text: it holds zero bytes",
+        str(tmp_path / "zeros.txt"): "is not text: it holds zero bytes",
+        str(tmp_path / "windows.txt"): "convert it first, from UTF-16",
         str(tmp_path): "is a folder",
         "nowhere.txt": "There is no file nowhere.txt",
         "python-doc": "Did you mean 'python-docs'",

@@ -99,6 +99,15 @@ def test_only_what_is_missing_runs(store, log):
     assert log() == [0, 1, 2, 0, 0, 0]
 
 
+def test_saved_runs_of_other_threads_are_told(store):
+    try_(TASK, entries=["better"], seeds=2, store=store)
+    said = []
+    try_(TASK, entries=["better"], seeds=2, store=store, listen=lambda progress: said.extend(progress.remarks))
+    assert not any("threads" in remark for remark in said)
+    try_(TASK, seeds=2, store=store, threads=2, listen=lambda progress: said.extend(progress.remarks))
+    assert "4 saved runs were made with another number of threads: their times do not compare." in said
+
+
 def test_force_repeats_everything(store, log):
     before = try_(TASK, entries=["slow"], seeds=2, store=store)
     after = try_(TASK, entries=["slow"], seeds=2, store=store, force=True)
@@ -106,6 +115,24 @@ def test_force_repeats_everything(store, log):
     assert len(store.runs()) == 4
     assert values(after) == values(before)
     assert min(run.finished for run in after.runs) > max(run.finished for run in before.runs)
+
+
+def test_a_repetition_that_fails_loses_no_result(store, log, monkeypatch):
+    before = try_(TASK, entries=["slow"], seeds=1, store=store)
+    monkeypatch.setenv("TOY_SLEEP", "600")
+    again = try_(TASK, entries=["slow"], seeds=1, timeout=1, store=store, force=True)
+    assert [row.failures for row in again.rows if row.entry == "slow"] == [("timed out: did not finish in 1 s",)]
+    after = try_(TASK, entries=["slow"], seeds=1, timeout=1, store=store)  # nothing is missing
+    assert values(after) == values(before)
+    assert log() == [0, 0]
+
+
+def test_entries_that_the_data_have_nothing_for_are_not_run(store, log):
+    totals = set()
+    board = try_(TASK, data="bare", seeds=2, store=store, listen=lambda progress: totals.add(progress.total))
+    assert {row.entry for row in board.rows} == {"base", "better"}
+    assert len(store.runs()) == max(totals) == 4
+    assert log() == []
 
 
 def test_runs_that_failed_are_tried_again(store, log, monkeypatch):
@@ -191,6 +218,7 @@ def test_a_listener_that_fails_stops_the_call(store):
         ({"threads": 0}, "threads is 0"),
         ({"timeout": 0}, "timeout is 0 s; it must be above 0"),
         ({"timeout": float("nan")}, "timeout is nan s; it must be above 0"),
+        ({"timeout": float("inf")}, "timeout is inf s; it must be at most 1e+06. Leave it out"),
         ({"budget": "quik"}, "Unknown budget 'quik'. Known: quick, full"),
         ({"setting": "standrad"}, "Unknown setting 'standrad' of task toytask:task. Did you mean 'standard'?"),
         ({"entries": ["beter"]}, "Unknown entry 'beter'. Did you mean 'better'?"),

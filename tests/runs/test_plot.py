@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toytask import LOSS
 
 from workingpapers.runs import plot
 from workingpapers.runs.leaderboard import Estimate, leaderboard
@@ -91,7 +92,7 @@ def test_acronyms_are_spelled_as_such_in_titles_and_at_axes():
     made = board(*seeds("base", 50.0, 51.0, curves={"nll by position": [(0, 1.0), (1, 0.5)]}))
     metric = dataclasses.replace(made.metric, name="image-auroc")
     rows = [dataclasses.replace(row, values={"image-auroc": row.values["accuracy"]}) for row in made.rows]
-    intervals, cost, _, curve = plot.plots(dataclasses.replace(made, metric=metric, rows=tuple(rows)))
+    intervals, cost, curve = plot.plots(dataclasses.replace(made, metric=metric, rows=tuple(rows)))
     assert (intervals.title, cost.title) == ("Image-AUROC with 95 % intervals", "Image-AUROC against time to fit")
     assert "image-AUROC, % (higher is better)" in words(intervals.svg)
     assert curve.title == "NLL by position"
@@ -100,7 +101,7 @@ def test_acronyms_are_spelled_as_such_in_titles_and_at_axes():
 
 def test_ids_of_a_page_are_distinct():
     curves = {"loss": [(0, 1.0), (1, 0.5)], "reward": [(0, 1.0), (1, 2.0)]}
-    made = plot.plots(board(*seeds("base", 50.0, 51.0, curves=curves)))
+    made = plot.plots(board(*seeds("base", 50.0, 51.0, curves=curves), run("better", parameters=5e6)))
     assert len(made) == 5
     ids = [found for p in made for found in re.findall(r'\bid="([^"]+)"', p.svg)]
     assert len(ids) == len(set(ids))
@@ -148,6 +149,26 @@ def test_entries_without_cost_stand_in_a_column_of_their_own():
 
 def test_a_cost_that_is_zero_for_all_has_no_plot():
     assert plot.cost_plot(board(run("base", parameters=0.0)), "parameters", "parameters", str) is None
+
+
+def test_parameters_that_are_the_same_for_all_have_no_plot():
+    both = board(run("base"), run("better", accuracy=52.0))
+    assert [made.title for made in plot.plots(both)] == ["Accuracy with 95 % intervals", "Accuracy against time to fit"]
+
+
+def test_where_nothing_is_fitted_time_is_what_the_task_measured():
+    timed = dataclasses.replace(LOSS, name="prefill-seconds", unit="s")
+    both = board(run("base", fit_seconds=1e-5), run("better", accuracy=52.0, fit_seconds=2e-5))
+    assert [made.title for made in plot.plots(both)] == ["Accuracy with 95 % intervals"]
+    setting = dataclasses.replace(both.setting, metrics=(*both.setting.metrics, timed))
+    rows = [
+        dataclasses.replace(r, values=r.values | {timed.name: Estimate(1.0 + i, 0.1)}) for i, r in enumerate(both.rows)
+    ]
+    made = plot.plots(dataclasses.replace(both, setting=setting, rows=tuple(rows)))
+    assert [one.title for one in made] == ["Accuracy with 95 % intervals", "Accuracy against prefill seconds"]
+    assert {"1 s", "2 s"} <= set(words(made[1].svg))
+    ranked_by_time = dataclasses.replace(both, setting=setting, rows=tuple(rows), metric=timed)
+    assert [one.title for one in plot.plots(ranked_by_time)] == ["Prefill-seconds with 95 % intervals"]
 
 
 def test_a_cost_on_a_narrow_range_still_has_ticks():

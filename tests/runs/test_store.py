@@ -70,6 +70,15 @@ def test_a_run_replaces_the_one_with_its_key(url):
     assert [(run.key, run.status, run.error) for run in store.runs()] == [("other", "ok", ""), ("k", "ok", "")]
 
 
+def test_what_finished_is_not_replaced_by_what_did_not(url):
+    store = Store(url)
+    store.save(make())
+    store.save(make(status="timed out", error="did not finish in 1 s", metrics={}))
+    assert [(run.status, run.metrics) for run in store.runs()] == [("ok", {"accuracy": 91.25})]
+    store.save(make(metrics={"accuracy": 92.0}))
+    assert [run.metrics for run in store.runs()] == [{"accuracy": 92.0}]
+
+
 def test_runs_are_selected_and_come_in_the_order_in_which_they_finished(url):
     store = Store(url)
     for key, finished, task in (("a", "2026-03", "probe"), ("b", "2026-01", "anomaly"), ("c", "2026-02", "probe")):
@@ -205,6 +214,35 @@ def test_a_url_of_sqlite_is_a_path(tmp_path):
     assert len(Store(f"sqlite:///{path}").runs()) == 2
 
 
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_the_default_store(name):
+    with pytest.raises(UserError, match="store is empty"):
+        Store(name)
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    path = sqlite(tmp_path, runs=2)
+    assert {file.name for file in path.parent.iterdir()} == {path.name}
+    opened = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda at, **options: opened.append(at) or connect(at, **options))
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write everywhere
+    assert len(Store(str(path)).runs()) == 2
+    assert all(uri.endswith("?mode=ro&immutable=1") for uri in opened)
+    monkeypatch.undo()
+    assert len(Store(str(path)).runs()) == 2
+
+
+def test_a_store_that_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*args, **options):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    path = sqlite(tmp_path)
+    monkeypatch.setattr(sqlite3, "connect", refuse)
+    with pytest.raises(UserError, match="cannot be read: unable to open database file"):
+        Store(str(path))
+
+
 def test_names_with_odd_characters(tmp_path):
     path = str(tmp_path / "50% of #runs? ü.sqlite")
     Store(path).save(make())
@@ -282,7 +320,7 @@ def test_a_store_without_permission_to_write(tmp_path):
 def test_a_server_that_does_not_answer_is_named_without_the_password():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        url = f"postgresql+psycopg://tester:secret@127.0.0.1:{unused.getsockname()[1]}/runs"
+        url = f"postgresql+psycopg://tester:secret@127.0.0.1:{unused.getsockname()[1]}/runs?password=secret"
         with pytest.raises(UserError, match="cannot be opened") as caught:
             Store(url)
     assert "secret" not in str(caught.value)

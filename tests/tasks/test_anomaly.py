@@ -124,13 +124,18 @@ def test_features_computed_elsewhere(tmp_path, tokens):
     X[40:] += 2
     where = conditions(npz(tmp_path / "own.npz", labels, part, X if tokens else X.mean(axis=1)))
     entries = list(TASK.entries.values())
-    normal, model = prepare(where, entries).remarks
+    prepared = prepare(where, entries)
+    normal, model, *others = prepared.remarks
     assert normal == "Normal is the training part's class, '0'; all other classes count as anomalous."
     assert model.startswith("The model pixels is not used: ")
+    left_out = ["pixels-knn"] if tokens else ["pixels-knn", "pixel-gaussian", "patch-knn"]
+    assert list(prepared.left_out) == left_out
+    assert "; ".join(others).count("Left out: ") == (1 if tokens else 2)
     for entry in entries:
         need = entry.needs[0]
         if need == "pixels" or (need == "maps" and not tokens):
-            with pytest.raises(UserError, match="This entry needs images"):
+            assert entry.name in left_out
+            with pytest.raises(UserError, match=r"where images(, or features .* places,)? are needed\."):
                 load(where, entry, 0)
             continue
         problem = load(where, entry, 0)

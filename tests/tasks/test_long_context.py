@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from workingpapers.data.language_models import load_language_model
 from workingpapers.data.texts import Text
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import causal_mask, dense_attention
 from workingpapers.methods.attention.lm_infinite import lambda_mask
 from workingpapers.runs.execute import try_
-from workingpapers.tasks.long_context import byte_model, material, packing, scoring, sharded
+from workingpapers.tasks.long_context import byte_model, material, packing, passkey, scoring, sharded
 from workingpapers.tasks.long_context.material import Given, Problem, Reader, causal_scores, largest
 from workingpapers.tasks.protocol import Budget, Conditions, Context, load_task
 
@@ -198,6 +198,21 @@ def test_lines_that_training_has_are_not_held_back(places):
     assert all(sum(len(found.given.lines[i]) for i in row) <= packing.LENGTH for row in found.given.sequences)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", names("passkey"))
+def test_answers_are_greedy_whatever_a_model_was_told_of_generating(places, name):
+    found = problem(places, "passkey", name)
+    model = TASK.entries[name].fit(found.given, Context(0, TASK.settings["passkey"].budgets["quick"])).model
+    ids = found.prompts[0].tokens[None]
+    plain = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), **plain)[0, ids.shape[1] :].tolist()
+    model.generation_config.repetition_penalty = 5.0
+    assert model.generate(ids, attention_mask=torch.ones_like(ids), **plain)[0, ids.shape[1] :].tolist() != expected
+    assert passkey.answered(model, ids) == expected
+    model.generation_config.eos_token_id = [expected[2], 255]
+    assert passkey.answered(model, ids) == expected[: expected.index(expected[2])]
+
+
 # Scores by hand
 
 
@@ -295,6 +310,13 @@ def test_streaming_llm_is_the_model_on_first_and_last_tokens():
             torch.testing.assert_close(found[i], plain(kept).logits[0, -1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_sliding_window_needs_no_rotations_of_llama_s_kind():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    for model in (tiny("Cohere"), tiny(rope_parameters=rope)):
+        reader = TASK.entries["sliding-window"].fit(given(model, 64, share=0.5), None)
+        assert reader.predict(tokens(1, 64)).isfinite().all()
+
+
 def test_a_sliding_window_is_a_mask():
     ids, plain = tokens(1, 40), tiny()
     reader = TASK.entries["sliding-window"].fit(given(tiny(), 40, trained=16), None)
@@ -361,6 +383,19 @@ def test_a_byte_model_is_trained_once(places, monkeypatch):
         byte_model.trained("text", train, 2, 1)
 
 
+def test_a_damaged_byte_model_is_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
+    train = torch.randint(256, (500,), generator=torch.Generator().manual_seed(0))
+    first = byte_model.trained("text", train, 1, 0).state_dict()
+    (path,) = (tmp_path / "byte-models").iterdir()
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserRemark, match=r"is damaged .*; the model is trained again"):
+        again = byte_model.trained("text", train, 1, 0).state_dict()
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    monkeypatch.setattr(byte_model, "fit", lambda *args: pytest.fail("trained"))
+    byte_model.trained("text", train, 1, 0)
+
+
 def test_training_learns(places):
     train = torch.arange(256).repeat(40)
     curve = []
@@ -413,6 +448,32 @@ def test_a_text_that_is_too_short(places, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             TASK.settings[setting].load(conditions(places, setting, short), entry, 0, None)
+        with pytest.raises(UserError, match=message):  # before any run
+            TASK.settings[setting].prepare(conditions(places, setting, short), [entry])
+
+
+def test_preparing_trains_nothing(places, monkeypatch):
+    monkeypatch.setattr(byte_model, "fit", lambda *args, **options: pytest.fail("trained"))
+    TASK.settings["extrapolation"].prepare(conditions(places, "extrapolation"), [TASK.entries["dense"]])
+
+
+def test_a_text_whose_paragraphs_all_repeat(places, tmp_path):
+    (tmp_path / "repeat.txt").write_text("the same paragraph again\n\n" * 1_000)
+    with pytest.raises(UserError, match="and 0 others held back; 50 of each are needed"):
+        packing.load(conditions(places, "packing", str(tmp_path / "repeat.txt")), 0)
+
+
+def test_data_where_none_are_read():
+    with pytest.raises(UserError, match="data is 'python-docs', but the setting 'sharded' reads no text"):
+        try_("long-context", setting="sharded", data="python-docs", seeds=1)
+
+
+def test_a_model_too_short_for_a_hidden_number(places, monkeypatch):
+    monkeypatch.setattr(tinyreader, "LENGTH", 100)
+    load_language_model.cache_clear()
+    with pytest.raises(UserError, match=r"reads 100 tokens at most; .* take \d+ already"):
+        passkey.load(conditions(places, "passkey"), 0, 768, 2, 0.25)
+    load_language_model.cache_clear()
 
 
 def test_a_model_without_rotations(places):

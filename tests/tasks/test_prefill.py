@@ -136,6 +136,8 @@ def test_a_text_that_is_too_short(places):
     (places / "own.txt").write_text("too short")
     with pytest.raises(UserError, match="is too short"):
         module.load(conditions(places), 0)
+    with pytest.raises(UserError, match="is too short"):  # before any run
+        TASK.settings["standard"].prepare(conditions(places), [])
 
 
 def test_importing_the_task_imports_nothing_heavy():

@@ -236,8 +236,22 @@ def test_features_serve_no_entry_that_reads_images(tmp_path):
     (remark,) = prepared.remarks
     assert remark.startswith("The model pixels is not used: ")
     for name in ("pixels-svm", "hog-svm", "random-weights-svm", "s2-scaling", "off-the-shelf"):
-        with pytest.raises(UserError, match=r"needs images; .*own\.npz has features"):
+        with pytest.raises(UserError, match=r"own\.npz has features \(60, 2\) where images are needed\."):
             load(conditions, TASK.entries[name], 0)
+
+
+def test_entries_that_read_images_are_left_out_of_boards_of_features(tmp_path):
+    conditions = table(tmp_path, np.arange(60) % 2)
+    conditions = dataclasses.replace(conditions, model=TASK.setting("standard").model)
+    prepared = prepare(conditions, TASK.select("standard"))
+    assert prepared.left_out == ("pixels-svm", "hog-svm", "random-weights-svm")
+    assert prepared.remarks == (
+        f"{conditions.data} has features (60, 2) where images are needed. "
+        "Left out: pixels-svm, hog-svm, random-weights-svm.",
+    )
+    with pytest.raises(UserError, match="where images are needed"):  # the baseline of that setting reads images itself
+        prepare(dataclasses.replace(conditions, setting="multi-scale"), TASK.select("multi-scale"))
+    assert prepare(Conditions("probe", "standard", "digits", "pixels"), [TASK.entries["pixels-svm"]]).left_out == ()
 
 
 def test_a_label_efficiency_curve_needs_three_labels_a_class(tmp_path):

@@ -30,6 +30,12 @@ def blobs(classes=4, each=15, dim=6, seed=0, **more):
     return Examples(X.astype(np.float32), y, classes, seed, **more)
 
 
+@pytest.mark.parametrize(("dim", "dimensions"), [(1, 1), (3, 1), (6, 3), (30, 4)])
+def test_subspaces_fit_into_narrow_tables(dim, dimensions):
+    head = papers.grassmann(blobs(dim=dim), context())
+    assert head.module_.weight.shape == (4, dimensions, dim)
+
+
 # Choosing
 
 

@@ -12,7 +12,7 @@ from workingpapers.errors import UserError
 from workingpapers.tasks.probe import embeddings, unseen
 from workingpapers.tasks.probe.embeddings import ImageProblem, Images, Network
 from workingpapers.tasks.probe.examples import Examples, Problem
-from workingpapers.tasks.protocol import Budget, Context, load_task
+from workingpapers.tasks.protocol import Budget, Conditions, Context, load_task
 
 TASK = load_task("probe")
 TRAINED = [e for e in TASK.entries.values() if not e.needs]
@@ -209,6 +209,19 @@ def test_the_representation_of_a_perfect_network(monkeypatch):
     metrics = embeddings.measure_representation(lambda train: Network(Knows(), nn.Identity()), problem, context())
     assert metrics.pop("transfer-accuracy", 12.0) == 12.0
     assert metrics == {"accuracy": 100, "within-class-variance": pytest.approx(0, abs=1e-12)}
+
+
+@pytest.mark.parametrize(("data", "transfers"), [("openmoji", False), ("openmoji-subgroups", False), ("digits", True)])
+def test_nothing_is_transferred_to_pictures_that_were_trained_on(data, transfers, monkeypatch):
+    from workingpapers.data.datasets import load_dataset
+
+    monkeypatch.setattr("workingpapers.tasks.probe.examples.load_dataset", lambda *_, **__: load_dataset("digits"))
+    problem = embeddings.load(Conditions("probe", "representation", data, ""), 0)
+    assert problem.transfers == transfers
+    monkeypatch.setattr(embeddings, "_transfer", lambda network, seed: 12.0)
+    head = nn.Linear(embeddings.WIDTH, problem.train.classes)
+    found = embeddings.measure_representation(lambda train: Network(embeddings._encoder(0), head), problem, context())
+    assert ("transfer-accuracy" in found) <= transfers  # OpenMoji may not be installed
 
 
 def test_embedding_is_the_same_for_one_image_and_for_many():

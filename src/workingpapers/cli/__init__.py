@@ -23,7 +23,16 @@ _OF_THE_PAGE = ("fastapi", "itsdangerous", "math_core", "mcp", "onnxruntime", "s
 
 
 class _Papers(click.Group):
-    """Turns what users can mend into one line and exit code 2; `--debug` shows the traceback."""
+    """Turns what users can mend into one line and exit code 2, a full disk into 1; `--debug` shows the traceback."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except OSError as error:  # `papers --help` is written before there is a command to invoke
+            if not _no_room(error):
+                raise
+            click.echo(f"papers: {_mendable(error, None)}", err=True)
+            ctx.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -44,14 +53,18 @@ class _Papers(click.Group):
             click.echo(f"papers: {mendable or f'{type(error).__name__}: {first_line(error)}'}", err=True)
             if not mendable:
                 click.echo("This looks like a bug; `papers --debug ...` shows where it happened.", err=True)
-            ctx.exit(2 if mendable else 1)
+            ctx.exit(2 if mendable and not _no_room(error) else 1)
+
+
+def _no_room(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
 
 
 def _mendable(error: Exception, command: str | None) -> str:
     """Return what users can do about an error; "" if nothing."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+    if _no_room(error):
         return f"what was to be written has no room: {error}"
     if isinstance(error, FileNotFoundError) and error.filename is None:  # only `getcwd` names none
         return "the folder that you are in is gone. Change to another: cd"

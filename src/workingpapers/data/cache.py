@@ -51,7 +51,6 @@ def cached_array(
     dtype: DTypeLike,
     compute: Callable[[], Iterable[NDArray[Any]]],
     about: Mapping[str, object] | None = None,
-    verify: bool = True,
 ) -> NDArray[Any]:
     """Return a read-only memory-mapped array from the cache, computed first if it is not there.
 
@@ -65,7 +64,6 @@ def cached_array(
         dtype: of the array; chunks must have it already, since a cast could overflow unseen.
         compute: returns the array in chunks (n, *shape[1:]) along the first axis; called only when needed.
         about: stored beside the array for people: what it was computed from.
-        verify: read the whole array once to compare its checksum; without it only the header and size are compared.
 
     Raises:
         UserError: the cache cannot be written to or is full.
@@ -79,7 +77,7 @@ def cached_array(
     path = cache_dir() / kind / f"{key}.npy"
     if path.exists():
         try:
-            return _open(path, shape, np.dtype(dtype), verify=verify)
+            return _open(path, shape, np.dtype(dtype), verify=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = f"its description lacks {error}" if isinstance(error, KeyError) else first_line(error)
             remark = f"The cache entry {path} is damaged ({reason}); it is computed again."

@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from workingpapers.data.images import Masks, Pixels, digest
+from workingpapers.data.images import Masks, Pixels, digest, large_ones
 from workingpapers.data.types import LabelledData
 from workingpapers.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+LARGEST = 1e18  # beyond about 1e19 the length of a vector is infinite in float32, and a unit vector is zero
 
 
 def encode(values: Sequence[object] | NDArray[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -46,8 +48,8 @@ def finite(features: NDArray[Any], columns: Sequence[str] | None = None) -> NDAr
         columns: D names; None calls them 0, 1, ...
 
     Raises:
-        UserError: other than numbers, NaN or infinity (with the worst column and the counts), numbers beyond float32's
-            largest, no column, or another number of axes.
+        UserError: other than numbers, NaN or infinity (with the worst column and the counts), numbers beyond 1e18, no
+            column, or another number of axes.
     """
     import numpy as np
 
@@ -65,8 +67,11 @@ def finite(features: NDArray[Any], columns: Sequence[str] | None = None) -> NDAr
             f"({bad[worst]}) in column {column!r}."
         )
     largest = max(floats.max(initial=0), -floats.min(initial=0))
-    if largest > np.finfo(np.float32).max:
-        raise UserError(f"The features hold ±{largest:.3g}, which is beyond float32's largest number, 3.4e+38.")
+    if largest > LARGEST:
+        raise UserError(
+            f"The features hold ±{largest:.3g}; allowed: up to {LARGEST:g}, whose square float32 holds. Does it mark a "
+            "value that is missing?"
+        )
     return floats
 
 
@@ -98,7 +103,8 @@ def checked(data: LabelledData) -> LabelledData:
     if data.features is not None:
         data = dataclasses.replace(data, features=finite(np.asarray(data.features)))
     else:
-        _check_image(data.name, examples[0])
+        with large_ones():
+            _check_image(data.name, examples[0])
     return data if data.fingerprint else dataclasses.replace(data, fingerprint=fingerprint(data))
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -23,13 +22,13 @@ from torch import Tensor
 
 import workingpapers
 from workingpapers.data.cache import cached_array
+from workingpapers.data.images import Encoded, large_ones, picked
+from workingpapers.data.progress import Progress, counted
 from workingpapers.data.types import Backbone, LabelledData, View
 from workingpapers.errors import UserError
 
 PIXELS_PER_BATCH = 2_000_000  # 40 images of 224 px: under 1 GB of activations with the usual models
-PATIENCE = 2.0  # seconds before a progress bar shows
-
-Progress = bool | Callable[[int, int], None]
+MOST_READERS = 8  # images that are decoded at a time: a photograph takes 100 MB meanwhile
 
 
 def _pooled(backbone: Backbone, batch: Tensor) -> Tensor:
@@ -85,6 +84,7 @@ def _level_widths(backbone: Backbone, size: int) -> list[int]:
     return [int(width) for width in stored[1 : 1 + stored[0]]]
 
 
+@large_ones()
 def extract(data: LabelledData, backbone: Backbone, view: View, *, progress: Progress = True) -> NDArray[np.floating]:
     """Return the features of all images, in their order: a read-only float16 memory map (N, ...).
 
@@ -95,8 +95,7 @@ def extract(data: LabelledData, backbone: Backbone, view: View, *, progress: Pro
         data: images, or features that somebody computed.
         backbone: the frozen model.
         view: what to take of it, and at which size.
-        progress: True shows a bar on stderr when it takes more than two seconds, False shows nothing; a function is
-            called with the images done and all images after each batch.
+        progress: as for `progress.counted`, told after each batch.
 
     Raises:
         UserError: no images, features of another shape than the view's, or features that are not finite in float16.
@@ -144,9 +143,13 @@ def _shape(key: str, data: LabelledData, backbone: Backbone, view: View, about: 
 
 def _read(data: LabelledData, backbone: Backbone, view: View, rows: range) -> Tensor:
     assert data.images is not None
-    images = [data.images[i] for i in rows]
+    images = picked(data.images, rows)
     try:
-        return backbone.preprocess(images, view.size)
+        if not isinstance(images, Encoded):
+            return backbone.preprocess(images, view.size)
+        # One by one, since a batch of photographs would take gigabytes; decoding lets go of the interpreter's lock.
+        with ThreadPoolExecutor(min(MOST_READERS, _cores())) as pool:
+            return torch.cat(list(pool.map(lambda i: backbone.preprocess([images[i]], view.size), range(len(rows)))))
     except ValueError as error:
         raise ValueError(f"{data.name}, from image {rows[0]} on: {error}") from error
 
@@ -183,7 +186,7 @@ def _batches(data: LabelledData, backbone: Backbone, view: View, progress: Progr
     step = max(1, min(256, PIXELS_PER_BATCH // view.size**2))
     parts = [range(start, min(start + step, total)) for start in range(0, total, step)]
     title = f"{data.name} with {backbone.name}"
-    with _all_cores(), _report(progress, total, title) as report, ThreadPoolExecutor(1) as reader:
+    with _all_cores(), counted(progress, total, title) as report, ThreadPoolExecutor(1) as reader:
         upcoming = reader.submit(_read, data, backbone, view, parts[0])
         for i, rows in enumerate(parts):
             batch = upcoming.result()
@@ -193,45 +196,17 @@ def _batches(data: LabelledData, backbone: Backbone, view: View, progress: Progr
             report(rows[-1] + 1)
 
 
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def _all_cores() -> Iterator[None]:
     """Let torch use every core that this process may use, whatever the runs around it were told."""
     before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    torch.set_num_threads(_cores())
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _report(progress: Progress, total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many images are done."""
-    if callable(progress):
-        told = progress
-        yield lambda done: told(done, total)
-        return
-    if not progress:
-        yield lambda done: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    rate = TextColumn("{task.fields[rate]:.0f} images/s")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-    bar = Bar(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task(title, total=total, rate=0.0)
-    start = time.monotonic()
-
-    def update(done: int) -> None:
-        elapsed = time.monotonic() - start
-        bar.update(task, completed=done, rate=done / max(elapsed, 1e-9))
-        if elapsed > PATIENCE and bar.console.is_terminal and not bar.live.is_started:
-            bar.start()
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:  # else it would leave an empty line
-            bar.stop()

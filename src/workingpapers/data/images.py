@@ -7,13 +7,16 @@ import hashlib
 import io
 import json
 import os
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from workingpapers.data.cache import cache_dir, explained, sync, temporary
+from workingpapers.data.progress import counted
+from workingpapers.data.types import Images
 from workingpapers.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,12 +55,17 @@ def read_image(source: Path | bytes) -> NDArray[np.uint8]:
         OSError, ValueError or what else Pillow's decoders raise: the image is damaged or no image at all.
     """
     import numpy as np
+
+    return np.asarray(_decoded(source))
+
+
+def _decoded(source: Path | bytes) -> Image:
+    """Return what `read_image` says, without a copy of the pixels that need none."""
     from PIL import Image, ImageOps
 
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        image: Image.Image = ImageOps.exif_transpose(file)
-        image.load()
-        return np.asarray(_rgb(image))
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def _rgb(image: Image) -> Image:
@@ -73,7 +81,19 @@ def _rgb(image: Image) -> Image:
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")
         return Image.alpha_composite(white, opaque).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def large_ones() -> Iterator[None]:
+    """Read images of 90 to 180 megapixels without Pillow's warning; larger ones stay refused.
+
+    Not in each thread that reads, since a change of the filters concerns them all.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        yield
 
 
 class Lazy(Sequence[Any]):
@@ -97,6 +117,9 @@ class Lazy(Sequence[Any]):
             raise IndexError(f"index {index} of {len(self)} images")
         return self.one(int(index) % len(self))
 
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self.one(i) for i in range(len(self)))  # Sequence's own would end where reading an image fails
+
 
 class Encoded(Lazy):
     """Images read from files or from encoded bytes, one at a time."""
@@ -110,6 +133,25 @@ class Encoded(Lazy):
     def one(self, index: int) -> NDArray[np.uint8]:
         """Return an image as (H, W, 3) uint8."""
         return read_image(self.sources[index])
+
+
+class Picked(Lazy):
+    """Some images of a sequence, by their numbers."""
+
+    def __init__(self, images: Images, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def one(self, index: int) -> NDArray[Any]:
+        """Return the image that the number at `index` names."""
+        return self.images[int(self.rows[index])]
+
+
+def picked(images: Images, rows: Sequence[int] | NDArray[np.int64]) -> Lazy:
+    """Return some images of a sequence, unread; of encoded images, encoded ones."""
+    return Encoded([images.sources[i] for i in rows]) if isinstance(images, Encoded) else Picked(images, rows)
 
 
 class Pixels(Lazy):
@@ -182,8 +224,15 @@ def _looked_at(sources: list[Path | bytes]) -> list[Seen | str]:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if len(kept) == len(sources):
             return [one if isinstance(one, str) else (str(one[0]), int(one[1]), int(one[2])) for one in kept]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow lets go of the interpreter's lock while it decodes
-        found = list(pool.map(_look, sources))
+    found = []
+    with (
+        large_ones(),
+        counted(True, len(sources), "looking at the images") as report,
+        ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow lets go of the interpreter's lock while it decodes
+    ):
+        for one in pool.map(_look, sources):
+            found.append(one)
+            report(len(found))
     with temporary(path) as (file, part), explained(path.parent):
         file.write(json.dumps(found).encode())
         sync(file)
@@ -195,7 +244,7 @@ def _look(source: Path | bytes) -> Seen | str:
     """Return an image's SHA-256, height and width, or why it is unreadable."""
     try:
         data = source if isinstance(source, bytes) else source.read_bytes()
-        height, width, _ = read_image(data).shape
+        width, height = _decoded(data).size
     except Exception as error:  # Pillow's decoders raise whatever the parser of their format does
         reason = "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         return f"{type(error).__name__}: {reason}"

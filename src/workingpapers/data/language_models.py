@@ -71,8 +71,19 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, without marks of beginning or end."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        """Return the tokens of a text, without marks of beginning or end.
+
+        Raises:
+            UserError: one that the model does not have.
+        """
+        found = list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        known = self.model.get_input_embeddings().num_embeddings
+        if found and max(found) >= known:
+            raise UserError(
+                f"Model {self.name!r} knows the tokens 0 to {known - 1}, but its tokenizer gives {max(found)}: they do "
+                "not belong together."
+            )
+        return found
 
 
 @lru_cache(maxsize=1)
@@ -85,16 +96,22 @@ def load_language_model(name: str) -> LanguageModel:
     Raises:
         UserError: nothing has this name, or it needs a package, a file or a network that is not there.
     """
+    from workingpapers.data import models
+
     if name in LANGUAGE_MODELS:
         model, tokenizer = import_object("model", LANGUAGE_MODELS[name].load)()
     elif Path(name).expanduser().is_dir():
         model, tokenizer = _from_pretrained(name, str(Path(name).expanduser()), local=True)
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         model, tokenizer = _own(name)
+    elif Path(name).expanduser().is_file():
+        raise UserError(f"Model {name!r} is a file; allowed: a folder with config.json, weights and tokenizer.")
     elif name.startswith(("/", "./", "../", "~")):
         raise UserError(f"Model {name!r}: there is no such folder.")
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         model, tokenizer = _from_hub(name)
+    elif name in models.MODELS:
+        raise UserError(f"Model {name!r} reads images, not text; it serves the tasks probe and anomaly.")
     else:
         raise unknown_name("language model", name, LANGUAGE_MODELS, FORMS)
     model.eval().requires_grad_(False)
@@ -176,7 +193,9 @@ def _from_pretrained(name: str, source: str, *, local: bool) -> tuple[Any, Any]:
         with _quietly():
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local)
     except Exception as error:
-        raise UserError(f"Model {name!r} has no tokenizer that can be read: {first_line(error)}") from error
+        advice = f" `tokenizer.save_pretrained({source!r})` puts one there." if local else ""
+        reason = " ".join(str(error).split())
+        raise UserError(f"Model {name!r} has no tokenizer that can be read: {reason}{advice}") from error
     if loaded["missing_keys"]:
         missing = sorted(loaded["missing_keys"])
         raise UserError(f"Model {name!r}: its file lacks {len(missing)} weights, the first is {missing[0]!r}.")

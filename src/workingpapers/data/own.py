@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +21,38 @@ if TYPE_CHECKING:
 
 LAYOUT = "Allowed: FOLDER/class/*.jpg, FOLDER/{train,test}/class/*.jpg, or MVTec's train/good, test/good, test/defect."
 
+ARRAYS = ("features", "X", "labels", "y", "class_names", "part")  # that an .npz may hold; others are not read
+# What folders of parts are called, whatever their case.
+SPLIT = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+}
+
 
 def from_folder(root: Path, name: str) -> LabelledData:
     """Read a folder of images.
 
-    The layouts: `class/*.jpg` (files may lie deeper), the same below `train` and `test`, which then are the parts, or
-    MVTec AD's `train/good`, `test/good`, `test/<defect>` and `ground_truth/<defect>/<stem>_mask.png`.
+    The layouts: `class/*.jpg` (files may lie deeper), the same below `train` and `test` (or `Training` and `Testing`),
+    which then are the parts, or MVTec AD's `train/good`, `test/good`, `test/<defect>` and
+    `ground_truth/<defect>/<stem>_mask.png`.
 
     Raises:
         UserError: another layout, a class without images, one class, or more than 5 % unreadable images.
     """
-    tops = _folders(root)
-    names = {folder.name for folder in tops}
-    if "train" not in names:
-        return _classes(root, name, {folder.name: [(None, folder)] for folder in tops})
-    inner = {part: _folders(root / part) for part in ("train", "test") if part in names}
+    tops = {folder.name: folder for folder in _folders(root)}
+    parts = {SPLIT[name.lower()]: folder for name, folder in tops.items() if name.lower() in SPLIT}
+    if "train" not in parts or (len(parts) == 1 and "train" not in tops):  # a class may be called "Training"
+        return _classes(root, name, {label: [(None, folder)] for label, folder in tops.items()})
+    inner = {part: _folders(parts[part]) for part in ("train", "test") if part in parts}
     if not all(inner.get(part) for part in ("train", "test")):
-        raise UserError(f"{root} has a folder 'train' but no folder 'test' with folders of images in it. {LAYOUT}")
+        given = parts["train"].name
+        other = f" If {parts['val'].name!r} is what to test on, rename it." if "val" in parts else ""
+        raise UserError(
+            f"{root} has a folder {given!r} but no folder 'test' with folders of images in it.{other} {LAYOUT}"
+        )
     if [folder.name for folder in inner["train"]] == ["good"]:
-        return _mvtec(root, name, inner["test"])
+        return _mvtec(root, name, inner["train"][0], inner["test"])
     classes: dict[str, list[tuple[str | None, Path]]] = {}
     for part, folders in inner.items():
         for folder in folders:
@@ -47,8 +61,8 @@ def from_folder(root: Path, name: str) -> LabelledData:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Return the visible folders in a folder, sorted."""
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Return the visible folders in a folder, sorted; those like __MACOSX, which archives leave behind, are none."""
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -84,11 +98,11 @@ def _classes(root: Path, name: str, folders: dict[str, list[tuple[str | None, Pa
     )
 
 
-def _mvtec(root: Path, name: str, tests: list[Path]) -> LabelledData:
+def _mvtec(root: Path, name: str, good: Path, tests: list[Path]) -> LabelledData:
     """Read MVTec AD's layout; without a folder `ground_truth` there are no masks."""
     import numpy as np
 
-    rows = [(file, "good", "train") for file in _images_in(root / "train" / "good")]
+    rows = [(file, "good", "train") for file in _images_in(good)]
     rows += [(file, folder.name, "test") for folder in tests for file in _images_in(folder)]
     rows, seen, skipped = _readable(root, rows)
     truth = root / "ground_truth"
@@ -165,13 +179,14 @@ def from_npz(path: Path, name: str) -> LabelledData:
         if isinstance(file, np.ndarray):
             raise ValueError("it is the .npy of a single array")
         with file:
-            arrays = {key: file[key] for key in file.files}
+            arrays = {key: file[key] for key in file.files if key in ARRAYS}
     except (OSError, ValueError, EOFError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+        objects = "it holds Python objects; texts are saved as np.savez(..., labels=y.astype(str))"
+        reason = objects if "Object arrays" in str(error) else error
+        raise UserError(f"{path} cannot be read as an .npz of plain arrays: {reason}") from error
     except Exception as error:  # zipfile and zlib have errors of their own for damaged archives
         raise UserError(f"{path} is damaged: {error}") from error
-    features = _one_of(arrays, ("features", "X"), path)
-    labels = _one_of(arrays, ("labels", "y"), path)
+    features, labels = (_one_of(arrays, names, path, file.files) for names in (ARRAYS[:2], ARRAYS[2:4]))
     if labels.ndim != 1:
         raise UserError(f"{name}: labels have shape {labels.shape}; they must be (N,).")
     missing = int(np.isnan(labels).sum()) if labels.dtype.kind == "f" else 0
@@ -241,11 +256,11 @@ def _plain(values: ArrayLike, kind: type, what: str) -> NDArray[Any]:
         raise UserError(f"The {what} cannot be kept as an array: {str(error).rstrip('.')}.") from error
 
 
-def _one_of(arrays: dict[str, NDArray[Any]], names: tuple[str, str], path: Path) -> NDArray[Any]:
+def _one_of(arrays: dict[str, NDArray[Any]], names: Sequence[str], path: Path, held: list[str]) -> NDArray[Any]:
     for name in names:
         if name in arrays:
             return arrays[name]
-    raise UserError(f"{path} holds no array {names[0]!r} (or {names[1]!r}); it holds: {', '.join(arrays) or 'none'}.")
+    raise UserError(f"{path} holds no array {names[0]!r} (or {names[1]!r}); it holds: {', '.join(held) or 'none'}.")
 
 
 def from_function(name: str) -> LabelledData:
@@ -285,7 +300,12 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
             array = np.asarray(examples)
         except ValueError as error:
             raise UserError(f"{name} returned features of different lengths: {error}") from error
-        if array.dtype == np.uint8 and array.ndim in (3, 4):
+        if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.dtype != np.uint8):
+            raise UserError(
+                f"{name} returned {array.dtype} {array.shape}; allowed: images, uint8 (N, H, W) or (N, H, W, 3), or "
+                "features, numbers (N, D) or (N, L, D)."
+            )
+        if array.dtype == np.uint8 and array.ndim > 2:
             images = Pixels(array)
         else:
             features = array

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workingpapers.data.images import picked
 from workingpapers.data.types import LabelledData
 
 
@@ -37,7 +36,7 @@ def subset(data: LabelledData, rows: NDArray[np.int64]) -> LabelledData:
     return replace(
         data,
         labels=data.labels[rows],
-        images=None if data.images is None else _Picked(data.images, rows),
+        images=None if data.images is None else picked(data.images, rows),
         features=None if data.features is None else data.features[rows],
         part=None if data.part is None else data.part[rows],
         fingerprint=f"{data.fingerprint}-{_digest(rows)}",
@@ -46,19 +45,3 @@ def subset(data: LabelledData, rows: NDArray[np.int64]) -> LabelledData:
 
 def _digest(rows: NDArray[np.int64]) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.int64).tobytes()).hexdigest()[:16]
-
-
-class _Picked:
-    """Some images of a sequence, read when indexed."""
-
-    def __init__(self, images: Any, rows: NDArray[np.int64]) -> None:
-        self._images, self._rows = images, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._images[int(self._rows[index])]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self._images[int(row)] for row in self._rows)

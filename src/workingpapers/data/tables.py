@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PART = "part"
+UNNAMED = re.compile(r"Unnamed: \d+")  # what pandas calls columns without a name
 
 
 def from_table(path: Path, name: str, label: str) -> LabelledData:
@@ -73,12 +75,7 @@ def _read_csv(path: Path, label: str) -> pd.DataFrame:
     options: dict[str, Any] = {"sep": _separator(path), "index_col": False}
     header = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
     check_separator(path, header.iloc[0].astype(str).tolist(), _separator(path))
-    _check_names(path, header.iloc[0].dropna().tolist())  # as written: below, pandas renames those that repeat
-    if header.iloc[0].isna().any():
-        raise UserError(
-            f"{path} has a column without a name. Row numbers, which `to_csv()` of pandas writes there, would count as "
-            "values: leave them out (`index=False`), or name the column."
-        )
+    _check_names(path, header.iloc[0].fillna("").tolist())  # as written: below, pandas renames those that repeat
     with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
         try:
             table = pd.read_csv(path, low_memory=False, **options)
@@ -91,6 +88,12 @@ def _read_csv(path: Path, label: str) -> pd.DataFrame:
 
 
 def _check_names(path: Path, names: list[str]) -> None:
+    nameless = next((name for name in names if name == "" or UNNAMED.fullmatch(name)), None)
+    if nameless is not None:
+        raise UserError(
+            f"{path} has a column {repr(nameless) if nameless else 'without a name'}. Row numbers, which `to_csv()` of "
+            "pandas writes there, would count as values: leave them out (`index=False`), or name the column."
+        )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UserError(f"{path} has columns {repeated} more than once.")
@@ -156,6 +159,10 @@ def _classes(table: pd.DataFrame, path: Path, label: str) -> tuple[NDArray[np.in
         raise UserError(f"{path}, column {label!r}: {error}") from error
 
 
+def _part(table: pd.DataFrame) -> NDArray[Any] | None:
+    return table[PART].fillna("").to_numpy(dtype=str) if PART in table else None
+
+
 def _holds_images(column: pd.Series[Any]) -> bool:
     """Tell by a column's first value whether it holds images or paths to them."""
     values = column.dropna()
@@ -180,7 +187,7 @@ def _images(table: pd.DataFrame, path: Path, name: str, label: str, column: str)
     kept = [i for i, image in enumerate(seen) if image is not None]
     table = table.iloc[kept]
     labels, class_names = _classes(table, path, label)
-    part = table[PART].to_numpy(dtype=str) if PART in table else None
+    part = _part(table)
     return checked(
         LabelledData(
             name=name,
@@ -214,6 +221,6 @@ def _features(table: pd.DataFrame, path: Path, name: str, label: str) -> Labelle
             labels=labels,
             class_names=class_names,
             features=finite(features, [str(c) for c in rest.columns]),
-            part=table[PART].to_numpy(dtype=str) if PART in table else None,
+            part=_part(table),
         )
     )

@@ -19,6 +19,7 @@ from workingpapers.errors import UserError, import_object, no_file, similar_file
 
 FORMS = "Other texts: a file of UTF-8 text, or package.module:function. `papers data` lists all names."
 SEPARATOR = "\n\n"
+BINARY = 8_000  # first bytes in which a file that is no text shows itself by a zero
 
 TEXTS: dict[str, Info] = {
     info.name: info
@@ -109,11 +110,16 @@ def python_source() -> list[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
+        if b"\0" in error.object[:BINARY] and error.object[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+            raise UserError(f"{path} is not text: it holds zero bytes.") from error
         raise unreadable(path, error) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    if "\0" in text[:BINARY]:
+        raise UserError(f"{path} is not text: it holds zero bytes.")
+    return text
 
 
 def _call(name: str) -> list[str]:

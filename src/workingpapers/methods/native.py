@@ -75,7 +75,8 @@ def reachable(*tensors: Tensor) -> bool:
 
     What traces, compiles, transforms or counts torch's operations would not see what is done in C++.
     """
-    watched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_in_torch_dispatch_mode()
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    watched = traced or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     if watched or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return False
     kinds = (Tensor, torch.nn.Parameter)

@@ -19,6 +19,8 @@ from workingpapers.runs.process import Executor, LocalExecutor, Outcome, RayExec
 from workingpapers.runs.store import Run, Store
 from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task
 
+LONGEST = 1_000_000  # seconds, eleven days; the system's clocks of waiting end not far beyond
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -90,6 +92,8 @@ def try_(
         raise UserError(f"threads is {threads}; it must be at least 1.")
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout is {timeout:g} s; it must be above 0.")
+    if timeout is not None and timeout > LONGEST:
+        raise UserError(f"timeout is {timeout:g} s; it must be at most {LONGEST:g}. Leave it out to wait for ever.")
     if isinstance(entries, str):
         raise UserError(f"entries is {entries!r}; it must be a list of names: [{entries!r}].")
     entries = None if entries is None else list(entries)
@@ -175,6 +179,7 @@ class _Session:
         if prepared.status != "ok":
             raise _unprepared(prepared)
         self._prepared = prepared.value
+        self.entries = [entry for entry in self.entries if entry.name not in self._prepared.left_out]
         if remote:
             self._executor.close()
             self._executor = remote
@@ -182,6 +187,10 @@ class _Session:
         saved = {run.key: run for run in self.store.runs(task=self.conditions.task, setting=self.conditions.setting)}
         self.runs = {key: saved[key] for key in wanted if key in saved and saved[key].status == "ok" and not force}
         self._total = len(wanted)
+        others = sum(run.settings.get("threads") != self.threads for run in self.runs.values())
+        if others:
+            remark = f"{others} saved runs were made with another number of threads: their times do not compare."
+            self._prepared = dataclasses.replace(self._prepared, remarks=(*self._prepared.remarks, remark))
         self._tell()
         missing = [(key, *wanted[key]) for key in wanted if key not in self.runs]
         self.store.create()

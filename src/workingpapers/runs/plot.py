@@ -37,6 +37,7 @@ _VARIABLES = {
 } | {placeholder: f"var(--series-{i})" for i, placeholder in enumerate(_SERIES, 1)}
 
 BASELINE = "baseline"
+NOTHING = 0.1  # seconds that an entry takes which has nothing to fit, at most
 # Verdict to matplotlib's marker, colour and whether it is filled; tables show the same shapes as characters.
 MARKS: dict[str, tuple[str, str, bool]] = {
     "helps": ("^", _HELPS, True),
@@ -91,9 +92,10 @@ def plots(board: Leaderboard) -> list[Plot]:
         return []
     made = [
         interval_plot(board),
-        cost_plot(board, "fit_seconds", "time to fit", lambda value: f"{seconds(value)} s"),
-        cost_plot(board, "parameters", "learned parameters", count),
+        *(cost_plot(board, name, title, lambda value: f"{seconds(value)} s") for name, title in _times(board)),
     ]
+    if len({row.costs["parameters"] for row in _ranked(board)}) > 1:  # one number for all says nothing
+        made.append(cost_plot(board, "parameters", "learned parameters", count))
     names = dict.fromkeys(name for run in board.runs if run.status == "ok" for name in run.curves)
     made += [curve_plot(board, name, index) for index, name in enumerate(names)]
     return [plot for plot in made if plot]
@@ -131,13 +133,15 @@ def cost_plot(board: Leaderboard, cost: str, title: str, write: Callable[[float]
 
     Args:
         board: the leaderboard.
-        cost: a key of `Row.costs`; entries whose cost is 0 stand in a column of their own, left of the axis's start.
+        cost: a metric or a key of `Row.costs`; entries whose cost is 0 stand in a column of their own, left of the
+            axis's start.
         title: what the cost is.
         write: writes a value of the cost.
     """
     metric = board.metric
+    costs = {row.entry: row.values[cost].mean if cost in row.values else row.costs.get(cost, 0) for row in board.rows}
     rows = _ranked(board)
-    positive = [row.costs[cost] for row in rows if row.costs[cost] > 0]
+    positive = [costs[row.entry] for row in rows if costs[row.entry] > 0]
     if not positive:
         return None
     low, high, cut = _limits([row.values[metric.name] for row in rows])
@@ -149,16 +153,16 @@ def cost_plot(board: Leaderboard, cost: str, title: str, write: Callable[[float]
         axes.set_xlim(zero / room if len(positive) < len(rows) else smallest / room, largest * room)
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         for row in rows:
-            tip = f"{row.entry}: {interval(row.values[metric.name], metric)}, {write(row.costs[cost])}"
-            _mark(axes, row, board, x=row.costs[cost] or zero, tip=tip)
+            tip = f"{row.entry}: {interval(row.values[metric.name], metric)}, {write(costs[row.entry])}"
+            _mark(axes, row, board, x=costs[row.entry] or zero, tip=tip)
         _log_ticks(axes, write, zero if len(positive) < len(rows) else None)
         axes.grid(axis="y", color=_RULE, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.set_xlabel(f"{title}, logarithmic")
         axes.set_ylabel(_axis(metric))
-        missed = _label(figure, axes, [(r.costs[cost] or zero, r.values[metric.name], r.entry) for r in rows])
+        missed = _label(figure, axes, [(costs[r.entry] or zero, r.values[metric.name], r.entry) for r in rows])
         heading = f"{spelled(metric.name)} against {title}"
-        said = "; ".join(f"{r.entry} {interval(r.values[metric.name], metric)}, {write(r.costs[cost])}" for r in rows)
+        said = "; ".join(f"{r.entry} {interval(r.values[metric.name], metric)}, {write(costs[r.entry])}" for r in rows)
         svg = inline(figure, _VARIABLES, cost.replace("_", "-"), heading, f"{said}.")
     parts = ["Bars are 95 % intervals."]
     parts += ["Those that leave the plot are cut off."] if cut else []
@@ -205,6 +209,14 @@ def curve_plot(board: Leaderboard, name: str, index: int = 0) -> Plot | None:
     parts = ["Mean over seeds; the band is its 95 % interval."]
     parts += [f"The {len(shown)} best of {len(logged)} entries."] if len(logged) > len(shown) else []
     return Plot(_capital(heading), " ".join(parts), svg)
+
+
+def _times(board: Leaderboard) -> Iterator[tuple[str, str]]:
+    """Yield name and title of what took time: what the task measured first, and fitting where anything was fitted."""
+    if "seconds" not in board.metric.name:  # one time against another says nothing
+        yield from ((m.name, m.name.replace("-", " ")) for m in board.setting.metrics[1:] if m.unit == "s")
+    if any(row.costs.get("fit_seconds", 0) > NOTHING for row in board.rows):
+        yield "fit_seconds", "time to fit"
 
 
 def _ranked(board: Leaderboard) -> list[Row]:

@@ -118,12 +118,14 @@ class Store:
         shown: the URL without user and password.
 
     Raises:
-        UserError: the file is not a store, is damaged, was made by a newer version, or the database doesn't answer.
-            A file that is refused is left as it was.
+        UserError: an empty name, the file is not a store, is damaged, was made by a newer version, or the database
+            doesn't answer. A file that is refused is left as it was.
     """
 
     def __init__(self, url: str | os.PathLike[str] | None = None) -> None:
-        self.url = os.fspath(url or default_store())
+        self.url = default_store() if url is None else os.fspath(url)
+        if not self.url.strip():  # as an unset variable of the shell's is
+            raise UserError("store is empty. Name one, or leave it out for the default.")
         self.shown = _hidden(self.url)
         self._lock = threading.Lock()
         path = self.url.removeprefix("sqlite:///")
@@ -163,6 +165,8 @@ class Store:
     def save(self, run: Run) -> None:
         """Write a run, in place of an earlier one with the same key; it is on disk when this returns.
 
+        One that finished is never replaced by one that did not: results outlive a repetition that runs out of time.
+
         Raises:
             UserError: the store cannot be written.
         """
@@ -170,7 +174,8 @@ class Store:
         updates = ", ".join(f"{name} = excluded.{name}" for name in _FIELDS if name != "key")
         insert = (
             f"INSERT INTO workingpapers_runs ({', '.join(_FIELDS)}) VALUES ({', '.join(':' + n for n in _FIELDS)}) "
-            f"ON CONFLICT (key) DO UPDATE SET {updates}"
+            f"ON CONFLICT (key) DO UPDATE SET {updates} "
+            "WHERE excluded.status = 'ok' OR workingpapers_runs.status <> 'ok'"
         )
         with self._lock:
             self._database.execute([*_SCHEMA, (insert, row)])
@@ -221,6 +226,8 @@ class _File:
         try:
             with closing(self._open("ro")) as connection:
                 verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise UserError(f"The store {self._path} cannot be read: {error}. It was left as it is.") from error
         except sqlite3.DatabaseError as error:
             verdict = str(error)
         if verdict != "ok":
@@ -229,10 +236,15 @@ class _File:
     def _open(self, mode: str) -> sqlite3.Connection:
         from urllib.parse import quote
 
-        uri = f"file:{quote(str(self._path.absolute()))}?mode={mode}"
+        frozen = "&immutable=1" if mode == "ro" and self._is_frozen() else ""
+        uri = f"file:{quote(str(self._path.absolute()))}?mode={mode}{frozen}"
         connection = sqlite3.connect(uri, uri=True, timeout=_WAIT, isolation_level=None)
         connection.row_factory = sqlite3.Row
         return connection
+
+    def _is_frozen(self) -> bool:
+        """Tell whether the folder cannot be written and no log waits in it; SQLite makes one even to look."""
+        return not os.access(self._path.absolute().parent, os.W_OK) and not Path(f"{self._path}-wal").exists()
 
     def tables(self) -> set[str]:
         if not self._path.exists():
@@ -320,6 +332,6 @@ class _Server:
 
 
 def _hidden(url: str) -> str:
-    """Return a URL without user and password, a path as it is."""
+    """Return a URL without user, password and options, which may hold them too; a path as it is."""
     scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2] if separator else url
+    return scheme + separator + rest.partition("?")[0].rpartition("@")[2] if separator else url

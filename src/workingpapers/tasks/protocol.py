@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from workingpapers.errors import UserError, import_object, unknown_name
 
 if TYPE_CHECKING:
-    from workingpapers.data.types import Backbone
+    from workingpapers.data.types import Backbone, LabelledData
 
 Fit = Callable[..., Any]
 
@@ -183,12 +183,14 @@ class Prepared:
         model_fingerprint: hex digest of the model; "" where none is used.
         remarks: what the user should know: files that were skipped, say.
         model: the model, or what stands for it until it is needed; None where none is used.
+        left_out: names of entries that the data have nothing for; they are not run. A remark says why.
     """
 
     data_fingerprint: str
     model_fingerprint: str
     remarks: tuple[str, ...] = ()
     model: Backbone | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Task:
@@ -301,8 +303,37 @@ def all_tasks() -> list[Task]:
     return [load_task(name) for name in task_names()]
 
 
-def unused_model(conditions: Conditions) -> tuple[str, ...]:
-    """Return the remark that data of features need no model; none where the user named no model."""
-    if conditions.model == load_task(conditions.task).setting(conditions.setting).model:
-        return ()
-    return (f"The model {conditions.model} is not used: {conditions.data} holds features already.",)
+def prepared_features(
+    conditions: Conditions, entries: list[Entry], data: LabelledData, remarks: Iterable[str], read: Fit
+) -> Prepared:
+    """Return what preparing finds out of data that are features already: no model is used.
+
+    Entries that need something else are left out.
+
+    Args:
+        conditions: what is compared.
+        entries: that are to run.
+        data: the features.
+        remarks: on the data.
+        read: a need in, features out; a `UserError` says what the data lack.
+
+    Raises:
+        UserError: the baseline is among those that are left out.
+    """
+    setting = load_task(conditions.task).setting(conditions.setting)
+    said = list(remarks)
+    if conditions.model != setting.model:
+        said.append(f"The model {conditions.model} is not used: {conditions.data} holds features already.")
+    lacking: dict[str, str] = {}
+    for need in dict.fromkeys(entry.needs[0] for entry in entries):
+        try:
+            read(need)
+        except UserError as error:
+            lacking[need] = str(error)
+    for reason in dict.fromkeys(lacking.values()):
+        names = [entry.name for entry in entries if lacking.get(entry.needs[0]) == reason]
+        if setting.baseline in names:
+            raise UserError(reason)
+        said.append(f"{reason} Left out: {', '.join(names)}.")
+    left_out = tuple(entry.name for entry in entries if entry.needs[0] in lacking)
+    return Prepared(data.fingerprint, "", tuple(said), left_out=left_out)

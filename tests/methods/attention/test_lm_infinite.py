@@ -315,6 +315,8 @@ def test_refuses_frequencies_that_change(kind):
 def test_refuses_other_layouts_and_options():
     with pytest.raises(ValueError, match="other pairs of dimensions"):
         apply(tiny("Cohere"))
+    with pytest.raises(ValueError, match="GPTJAttention rotates other pairs"):
+        apply(tiny("GPTJ", n_embd=16, n_head=2, n_layer=1, rotary_dim=4))
     with pytest.raises(ValueError, match="n_local >= 1"):
         apply(tiny(), n_local=0)
     with pytest.raises(ValueError, match="distance_limit"):

@@ -237,6 +237,11 @@ def test_refuses_models_and_uses_that_it_would_get_wrong():
     gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=9))
     with pytest.raises(ValueError, match="rotary position embeddings"):
         apply(gpt2, Basis())
+    gptj = transformers.GPTJForCausalLM(
+        transformers.GPTJConfig(n_layer=1, n_embd=8, n_head=2, rotary_dim=2, vocab_size=9)
+    )
+    with pytest.raises(ValueError, match="no RoPE parameters in its config"):
+        apply(gptj, Basis())
     model, ids = tiny(), tokens(1, 10)
     with pytest.raises(ValueError, match="nothing to restore"):
         restore(model)

@@ -13,6 +13,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     LlamaConfig,
     LlamaModel,
@@ -250,10 +251,38 @@ def test_models_that_would_give_wrong_numbers_are_refused_by_name(reason):
         prefill(model, prompts_of(LENGTHS))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences is 2; .* it must be 1"),
+        ({"use_cache": False}, "use_cache is False; .* it must be True"),
+        ({"generation_config": GenerationConfig(use_cache=False)}, "use_cache is False"),
+        ({"cache_implementation": "static"}, "cache_implementation is static; .* it must be None"),
+        ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens is 2"),
+        ({"assistant_model": "llama"}, "assistant_model is a LlamaForCausalLM"),
+    ],
+    ids=str,
+)
+def test_options_under_which_other_tokens_would_come_are_refused(llama, options, message):
+    options = {name: llama if value == "llama" else value for name, value in options.items()}
+    with pytest.raises(ValueError, match=message):
+        generate(llama, prompts_of((5,)), **options)
+
+
+def test_a_padding_token_that_the_model_does_not_have_is_not_used():
+    model = build(CONFIGS["llama"])
+    model.config.eos_token_id = model.generation_config.eos_token_id = 50_256
+    model.generation_config.pad_token_id = model.config.pad_token_id = None
+    rows = prefill(model, prompts_of((5, 3, 3))).rows
+    assert int(rows.input_ids.max()) < 97
+
+
 def test_other_refusals(llama):
     prompts = prompts_of((3, 2))
     with pytest.raises(ValueError, match="num_beams is 2"):
         generate(llama, prompts, num_beams=2)
+    with pytest.raises(ValueError, match="input_ids come from the prompts"):
+        generate(llama, prompts, input_ids=torch.tensor([[1]]))
     with pytest.raises(ValueError, match="no output embeddings"):
         prefill(LlamaModel(CONFIGS["llama"]).eval(), prompts)
     t5 = T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)

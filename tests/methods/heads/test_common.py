@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
@@ -79,3 +80,16 @@ def test_bad_input_is_named():
         Linear().fit(np.where(X > 2, np.nan, X), y)
     with pytest.raises(ValueError, match="X has 3 features, but Linear is expecting 4"):
         Linear(max_epochs=1).fit(X, y).predict(X[:, :3])
+    for name in ("max_epochs", "batch_size"):
+        for value in (0, -1):
+            with pytest.raises(ValueError, match=f"{name} is {value}; it must be 1 or more"):
+                Linear(**{name: value}).fit(X, y)
+
+
+def test_a_loss_that_is_no_longer_finite_is_an_error_and_leaves_nothing_fitted():
+    X, y = data()
+    head = Linear(max_epochs=3)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) in epoch 1: scale the features"):
+        head.fit(X * 1e200, y)  # beyond float32
+    with pytest.raises(NotFittedError):
+        head.predict(X)

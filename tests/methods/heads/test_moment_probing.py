@@ -378,3 +378,15 @@ def test_misuse_of_adapters_is_named():
         ScaleShiftAdapter(4, reduction=0)
     with pytest.raises(ValueError, match="its last axis must be 4"):
         ScaleShiftAdapter(4)(torch.zeros(2, 4, 5), torch.zeros(2, 4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_columns_of_zeros_stay_finite_in_half_precision(dtype):
+    """What black images give; the smallest length of float32 is zero in float16."""
+    torch.manual_seed(0)
+    head = MomentProbe(8, 3, hidden_dim=28)
+    with torch.autocast("cpu", dtype=dtype):
+        logits = head(torch.zeros(2, 5, 8))
+    logits.float().sum().backward()
+    assert torch.isfinite(logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())

@@ -365,6 +365,10 @@ def frequencies(model: nn.Module) -> Any:
 
     They are read anew at each forward pass: a model may move, or get another basis.
     """
+    layer = common.attention_layers(model)[0]
+    half = getattr(sys.modules[type(layer).__module__], "rotate_half", None)
+    if half is None or half(torch.arange(4)).tolist() != [-2, -3, 0, 1]:
+        raise ValueError(f"{type(layer).__name__} rotates other pairs of dimensions than Llama; it is not supported")
     rotary = common.rotary_embedding(model)
     kinds = rotary.rope_type if isinstance(rotary.rope_type, dict) else {"": rotary.rope_type}
     for kind in kinds.values():
@@ -372,8 +376,4 @@ def frequencies(model: nn.Module) -> Any:
             raise ValueError(
                 f"rope type {kind!r} changes its frequencies with the length; LM-Infinite needs fixed ones"
             )
-    layer = common.attention_layers(model)[0]
-    half = getattr(sys.modules[type(layer).__module__], "rotate_half", None)
-    if half is None or half(torch.arange(4)).tolist() != [-2, -3, 0, 1]:
-        raise ValueError(f"{type(layer).__name__} rotates other pairs of dimensions than Llama; it is not supported")
     return rotary.inv_freq if hasattr(rotary, "inv_freq") else rotary.full_attention_inv_freq

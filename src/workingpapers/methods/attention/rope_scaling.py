@@ -132,7 +132,12 @@ def apply(model: Model, basis: Basis, *, randomize: bool = False) -> Model:
     register()
     original = getattr(model, _ORIGINAL, None)
     if original is None:
-        original = _Original(rotary_embedding(model), model.config.rope_parameters)
+        rotary, parameters = rotary_embedding(model), getattr(model.config, "rope_parameters", None)
+        if parameters is None:
+            raise ValueError(
+                f"{type(model).__name__} has no RoPE parameters in its config; a basis cannot replace them"
+            )
+        original = _Original(rotary, parameters)
     model.config.rope_parameters = _changed(original.parameters, basis)
     try:
         rotary = type(original.rotary)(model.config).to(next(model.parameters()).device)

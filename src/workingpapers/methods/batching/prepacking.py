@@ -19,7 +19,7 @@ last token of each prompt out, because `generate()` wants at least one token to 
 Works with decoders of transformers that keep keys and values per token, by attention "sdpa" or "eager", with full or
 sliding windows, rotary or learned positions. Refused by name: encoder-decoders, models with images, recurrent or
 shared layers, ALiBi, other attention implementations (they would not see the mask), rotary scaling that depends on the
-length of the batch, beams.
+length of the batch; beams, assisted decoding, decoding without a cache.
 
 Source: Zhao, Israel, Van den Broeck and Grover, "Prepacking: A Simple Method for Fast Prefilling and Increased
 Throughput in Large Language Models", AISTATS 2025, arXiv 2404.09529, and the authors' published code (its
@@ -182,13 +182,36 @@ def generate(model: Any, prompts: Sequence[Prompt], tokenizer: Any = None, **opt
         What `model.generate` returns: by default tokens (k, L + 1 + new), the padded prompts first.
 
     Raises:
-        ValueError: as `prefill`; or several beams or sequences for a prompt, which would need copies of the cache.
+        ValueError: as `prefill`; or an option that the cache of a packed first pass does not serve: several beams or
+            sequences for a prompt, assisted decoding, a cache of another kind or none.
     """
-    for name in ("num_beams", "num_return_sequences"):
-        value = options.get(name) or getattr(options.get("generation_config", model.generation_config), name, None)
-        if (value or 1) > 1:
-            raise ValueError(f"{name} is {value}; with a packed first pass it must be 1")
+    _refuse_options(model, options)
     return model.generate(**prefill(model, prompts, tokenizer).inputs, **options)
+
+
+# What `generate` must be told, if anything: with other values it would give other tokens, or start the cache anew.
+_NEEDED = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "use_cache": True,
+    "cache_implementation": None,
+    "assistant_model": None,
+    "assistant_early_exit": None,
+    "prompt_lookup_num_tokens": None,
+}
+
+
+def _refuse_options(model: Any, options: dict[str, Any]) -> None:
+    config = options.get("generation_config") or model.generation_config
+    for name, needed in _NEEDED.items():
+        value = options.get(name)
+        value = getattr(config, name, None) if value is None else value
+        if value not in (None, needed):
+            shown = value if isinstance(value, (int, str)) else f"a {type(value).__name__}"
+            raise ValueError(f"{name} is {shown}; with a packed first pass it must be {needed}")
+    made_here = sorted({"input_ids", "attention_mask", "cache"} & set(options))
+    if made_here:
+        raise ValueError(f"{', '.join(made_here)} come from the prompts; leave them out")
 
 
 def naive_prefill(model: Any, prompts: Sequence[Prompt], tokenizer: Any = None) -> Iterator[tuple[Tensor, Any]]:
@@ -210,12 +233,14 @@ def _token_ids(prompts: Sequence[Prompt], tokenizer: Any) -> list[Any]:
 
 
 def _pad_token_id(model: Any, tokenizer: Any) -> int:
-    """Return the padding token, else the end of text, else 0; nothing sees it."""
+    """Return the padding token, else the end of text, else 0; one that the model has, though nothing sees it."""
+    known = model.get_input_embeddings().num_embeddings
     for owner in (tokenizer, getattr(model, "generation_config", None), model.config):
         for name in ("pad_token_id", "eos_token_id"):
             value = getattr(owner, name, None)
-            if value is not None:
-                return value[0] if isinstance(value, list) else value
+            value = value[0] if isinstance(value, list) else value
+            if value is not None and 0 <= value < known:
+                return int(value)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -72,8 +73,12 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         """Train the head on features X (N, D) or (N, L, D), finite floats, and labels y (N,).
 
         Raises:
-            ValueError: features that are not finite, lengths that differ, or fewer than two classes.
+            ValueError: features that are not finite, lengths that differ, fewer than two classes, an option out of
+                range, or a loss that is no longer finite.
         """
+        for name in ("max_epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 1 or more")
         features, labels = validate_data(self, X, y, allow_nd=True, dtype=FLOATS)
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
@@ -84,29 +89,34 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.module_ = self._build(self.n_features_in_, len(self.classes_)).to(device)
-            self.loss_curve_ = self._train(features, torch.as_tensor(targets), device)
-        self.module_.eval()
+            module = self._build(self.n_features_in_, len(self.classes_)).to(device)
+            self.loss_curve_ = self._train(module, features, torch.as_tensor(targets), device)
+        self.module_ = module.eval()
         return self
 
-    def _train(self, X: NDArray[Any], targets: Tensor, device: torch.device) -> list[float]:
+    def _train(self, module: nn.Module, X: NDArray[Any], targets: Tensor, device: torch.device) -> list[float]:
         """Run the epochs and return their mean losses."""
-        optimizers = self._optimizers(self.module_)
+        optimizers = self._optimizers(module)
         steps = self.max_epochs * -(-len(X) // self.batch_size)
         schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(o, max(steps, 1)) for o in optimizers]
         curve = []
-        self.module_.train()
-        for _ in range(self.max_epochs):
+        module.train()
+        for epoch in range(1, self.max_epochs + 1):
             total = 0.0
             for rows in torch.split(torch.randperm(len(X)), self.batch_size):
-                loss = self._loss(self.module_, _batch(X, rows.numpy(), device), targets[rows].to(device))
+                loss = self._loss(module, _batch(X, rows.numpy(), device), targets[rows].to(device))
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"the loss is {value} in epoch {epoch}: scale the features, or lower learning_rate"
+                    )
                 for optimizer in optimizers:
                     optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 for optimizer, schedule in zip(optimizers, schedules, strict=True):
                     optimizer.step()
                     schedule.step()
-                total += loss.item() * len(rows)
+                total += value * len(rows)
             curve.append(total / len(X))
         return curve
 

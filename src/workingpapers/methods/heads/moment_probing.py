@@ -94,7 +94,8 @@ class _UnitColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         unit = a.mT @ b
-        length = torch.linalg.vector_norm(unit, dim=-2, keepdim=True).clamp_min(1e-12)
+        smallest = max(1e-12, torch.finfo(unit.dtype).tiny)  # in float16 the first is zero
+        length = torch.linalg.vector_norm(unit, dim=-2, keepdim=True).clamp_min(smallest)
         unit /= length
         ctx.save_for_backward(a, b, unit, length)
         return unit

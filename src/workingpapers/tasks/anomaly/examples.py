@@ -17,7 +17,7 @@ from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.anomaly.settings import FALSE_ALARMS
 from workingpapers.tasks.anomaly.views import VIEWS, size
-from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, unused_model
+from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, prepared_features
 
 FOLDS = 5  # for the scores that normal images get from detectors that have not seen them
 FEWEST = 5  # training images: four for a seed, of which three remain when one is left out
@@ -171,7 +171,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     if normal != "normal":
         remarks.append(f"Normal is the training part's class, {normal!r}; all other classes count as anomalous.")
     if data.images is None:  # features that somebody computed already: no model is needed
-        return Prepared(data.fingerprint, "", (*remarks, *unused_model(conditions)))
+        return prepared_features(conditions, entries, data, remarks, lambda need: features(data, None, need))
     backbone = load_model(conditions.model)
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
         features(data, backbone, need)
@@ -193,8 +193,8 @@ def features(data: LabelledData, backbone: Backbone | None, need: str) -> list[N
             return [given if given.ndim == 2 else given.mean(axis=1)]
         if need == "maps" and given.ndim == 3:
             return [given.transpose(0, 2, 1)[:, :, None]]
-        wanted = "images, or features (N, L, D) of several places" if need == "maps" else "images"
-        raise UserError(f"This entry needs {wanted}; {data.name} has features {given.shape}.")
+        wanted = "images, or features (N, L, D) of several places," if need == "maps" else "images"
+        raise UserError(f"{data.name} has features {given.shape} where {wanted} are needed.")
     assert backbone is not None
     view, model = VIEWS[need](backbone)
     found = extract(data, model, view)

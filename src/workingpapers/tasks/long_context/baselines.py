@@ -63,7 +63,8 @@ def _streaming(given: Given, sinks: int) -> Reader:
     from workingpapers.methods.attention.fused import fused_attention
     from workingpapers.methods.attention.lm_infinite import frequencies, score_entries, window_attention
 
-    window, turns = given.window(sinks), frequencies(given.model).double()
+    window = given.window(sinks)
+    turns = frequencies(given.model).double() if sinks else None  # a window needs none, whatever the rotations are
 
     def attention(
         q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: Any, **kwargs: Any
@@ -72,7 +73,7 @@ def _streaming(given: Given, sinks: int) -> Reader:
             raise ValueError("this baseline takes no padding")
         out, lse = window_attention(q, k, v, window=window, scale=scale)
         length = k.shape[2]
-        if sinks and length > window:
+        if turns is not None and length > window:
             i = torch.arange(length - q.shape[2], length, device=q.device)
             # A query sits right behind the window, and the window right behind the first tokens.
             moved = (window + sinks - 1 - i).clamp(max=0)

@@ -1,17 +1,18 @@
 """A small language model of bytes, trained in the task on short windows and read far beyond them.
 
-Two layers, 64 wide, two heads, rotary positions, about 120,000 parameters: the least that shows what happens beyond
+Two layers, 64 wide, two heads, rotary positions, about 140,000 parameters: the least that shows what happens beyond
 the training length, trained on a laptop in half a minute. Its training length is 64 bytes, and it is read 16 times as
 far. It is trained once per seed and text, and kept in the cache, since most entries start from it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.texts import load_text
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark, first_line
 from workingpapers.tasks.long_context.material import Given, Problem, Reader, text_bytes
 from workingpapers.tasks.protocol import Conditions, Context, Entry, load_task
 
@@ -97,22 +98,28 @@ def trained(fingerprint: str, train: Tensor, steps: int, seed: int) -> Any:
         seed: of weights and batches.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load as unpack
     from safetensors.torch import save as pack
 
-    from workingpapers.data.cache import cache_dir, temporary
+    from workingpapers.data.cache import cache_dir, explained, sync, temporary
     from workingpapers.data.images import digest
 
     model = make(seed)
     key = digest(fingerprint, steps, seed, BATCH, RATE, model.config.to_json_string(), torch.__version__)
     path = cache_dir() / "byte-models" / f"{key[:32]}.safetensors"
     if path.exists():
-        model.load_state_dict(unpack(path.read_bytes()))
-        return model
+        try:
+            model.load_state_dict(unpack(path.read_bytes()))
+            return model
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = f"The cache entry {path} is damaged ({first_line(error)}); the model is trained again."
+            warnings.warn(reason, UserRemark, stacklevel=2)
+            model = make(seed)
     fit(model, train, steps, seed)
-    with temporary(path) as (file, part):
+    with temporary(path) as (file, part), explained(path.parent):
         file.write(pack(model.state_dict()))
-        file.close()
+        sync(file)
         part.replace(path)
     return model
 

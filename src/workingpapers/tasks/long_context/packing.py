@@ -52,13 +52,13 @@ def load(conditions: Conditions, seed: int) -> Lines:
     text = load_text(conditions.data)
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     train, held = (lines(part) for part in parts(text.whole, seed))
-    if min(len(train), len(held)) < FEWEST:
-        raise UserError(
-            f"{text.name} has {len(train)} paragraphs of {SHORTEST} bytes or more to train on and {len(held)} held "
-            f"back; {FEWEST} of each are needed. Paragraphs are set apart by empty lines."
-        )
     known = {bytes(line.tolist()) for line in train}
     fresh = [line for line in held if bytes(line.tolist()) not in known]  # licences and the like repeat
+    if min(len(train), len(fresh)) < FEWEST:
+        raise UserError(
+            f"{text.name} has {len(train)} paragraphs of {SHORTEST} bytes or more to train on and {len(fresh)} others "
+            f"held back; {FEWEST} of each are needed. Paragraphs are set apart by empty lines."
+        )
     rng = np.random.default_rng([seed, 7])
     sequences: list[list[int]] = []
     order: list[int] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.texts import load_text
+from workingpapers.errors import UserError
 from workingpapers.tasks.long_context.material import Given, Reader, encoded, parts, rotary
 from workingpapers.tasks.protocol import Conditions, Context
 
@@ -53,6 +54,9 @@ def load(conditions: Conditions, seed: int, length: int, count: int, share: floa
         length: T of the whole prompt; at most what the model was trained on.
         count: how many prompts.
         share: of the scores of causal attention.
+
+    Raises:
+        UserError: a text that is too short, or a model that was trained on fewer tokens than the question takes.
     """
     import numpy as np
     import torch
@@ -67,7 +71,13 @@ def load(conditions: Conditions, seed: int, length: int, count: int, share: floa
     def hide(piece: Tensor, depth: float) -> Prompt:
         key = str(rng.integers(10_000, 100_000))
         needle, question = (torch.tensor(found.encode(s.format(key=key))) for s in (NEEDLE, QUESTION))
-        hay = piece[: length - len(needle) - len(question)]
+        room = length - len(needle) - len(question)
+        if room < 0:
+            raise UserError(
+                f"Model {conditions.model!r} reads {limit} tokens at most; the hidden number, the question and the "
+                f"answer take {limit - room} already."
+            )
+        hay = piece[:room]
         place = round(depth * len(hay))
         return Prompt(torch.cat([hay[:place], needle, hay[place:], question]).to(device), key, depth)
 
@@ -83,14 +93,29 @@ def measure(fit: Callable[[Given], Reader], problem: Hidden, context: Context) -
     """Let the model answer greedily; the first number that it says must be the hidden one."""
     reader, right = fit(problem.given), {depth: [0, 0] for depth in DEPTHS}
     for prompt in problem.prompts:
-        ids = prompt.tokens[None]
-        out = reader.model.generate(
-            ids, attention_mask=ids.new_ones(ids.shape), max_new_tokens=ANSWER, do_sample=False, pad_token_id=0
-        )
-        answer = re.search(r"\d+", problem.decode(out[0, ids.shape[1] :].tolist()))
+        answer = re.search(r"\d+", problem.decode(answered(reader.model, prompt.tokens[None])))
         right[prompt.depth][0] += answer is not None and answer[0] == prompt.key
         right[prompt.depth][1] += 1
     for depth, (hits, asked) in right.items():
         if asked:
             context.log("accuracy by depth", depth, 100 * hits / asked)
     return {"accuracy": 100 * sum(hits for hits, _ in right.values()) / len(problem.prompts)}
+
+
+def answered(model: Any, tokens: Tensor) -> list[int]:
+    """Return the likeliest tokens after a prompt (1, T), at most 12, up to the end of the text.
+
+    Not by `generate`, which follows the model's own settings: a penalty on repetition, say, forbids the very answer.
+    """
+    import torch
+
+    end, found = model.generation_config.eos_token_id, list[int]()
+    with torch.no_grad():
+        out = model(tokens, use_cache=True, logits_to_keep=1)
+        while len(found) < ANSWER:
+            token = out.logits[:, -1:].argmax(dim=-1)
+            if int(token) in (end if isinstance(end, list) else [end]):
+                break
+            found.append(int(token))
+            out = model(token, cache=out.cache, use_cache=True)
+    return found

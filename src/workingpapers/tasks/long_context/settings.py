@@ -9,8 +9,10 @@ training on long sequences. No option of an entry is chosen by held-back text.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from workingpapers.errors import UserError
 from workingpapers.tasks.protocol import Budget, Conditions, Context, Entry, Metric, Prepared, Setting, Task
 
 if TYPE_CHECKING:
@@ -30,7 +32,10 @@ LENGTHS = {
 def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     from workingpapers.tasks.long_context.material import prepare
 
-    return prepare(conditions)
+    found = prepare(conditions)
+    for entry in entries[:1]:  # a text that is too short is refused once, not by every run; nothing is trained for that
+        task.setting(conditions.setting).load(conditions, replace(entry, needs=()), 0, found)
+    return found
 
 
 def _budget(conditions: Conditions) -> Budget:
@@ -105,6 +110,13 @@ def _sharded(fit: Callable[[Any], Any], problem: Sequence, context: Context) -> 
     from workingpapers.tasks.long_context.sharded import measure
 
     return measure(fit, problem)
+
+
+def _check_sharded(conditions: Conditions) -> None:
+    if conditions.data != "random":
+        raise UserError(
+            f"data is {conditions.data!r}, but the setting 'sharded' reads no text: its numbers are random."
+        )
 
 
 def _prepare_sharded(conditions: Conditions, entries: list[Entry]) -> Prepared:
@@ -244,6 +256,7 @@ task = Task(
             prepare=_prepare_sharded,
             load=_load_sequence,
             measure=_sharded,
+            check=_check_sharded,
         ),
     ],
 )

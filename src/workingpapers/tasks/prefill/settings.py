@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 
 def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
-    from workingpapers.tasks.prefill.prompts import prepare
+    from workingpapers.tasks.prefill.prompts import load, prepare
 
-    return prepare(conditions)
+    found = prepare(conditions)
+    load(conditions, 0)  # a text that is too short is refused once, not by every run
+    return found
 
 
 def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:

@@ -44,11 +44,12 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageProblem:
-    """Images to train on and images held back, each with labels 0..K-1."""
+    """Images to train on and images held back, each with labels 0..K-1; whether OpenMoji's pictures are other data."""
 
     train: Images
     inputs: Tensor
     labels: NDArray[np.int64]
+    transfers: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def load(conditions: Conditions, seed: int) -> ImageProblem:
     lookup = np.full(len(data.class_names), -1)
     lookup[y[kept]] = places
     train = Images(torch.from_numpy(X[kept]).float(), torch.from_numpy(places), seed)
-    return ImageProblem(train, torch.from_numpy(X[held]).float(), lookup[y[held]])
+    transfers = not conditions.data.startswith("openmoji")
+    return ImageProblem(train, torch.from_numpy(X[held]).float(), lookup[y[held]], transfers)
 
 
 def embed(network: Network, images: Tensor) -> NDArray[np.float32]:
@@ -164,7 +166,7 @@ def measure_representation(fit: Callable[[Any], Network], problem: ImageProblem,
         "accuracy": 100 * float(np.mean(predicted == problem.labels)),
         "within-class-variance": within_class_variance(features, problem.labels),
     }
-    if DATASETS["openmoji"].here():
+    if problem.transfers and DATASETS["openmoji"].here():
         metrics["transfer-accuracy"] = _transfer(network, context.seed)
     return metrics
 

@@ -16,7 +16,7 @@ from workingpapers.data.splits import by_class, some, stratified, subset
 from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.probe.views import VIEWS
-from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, unused_model
+from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, prepared_features
 
 LABELS_PER_CLASS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 FEWEST_PER_CLASS = 5  # three to train and tune on, two to test
@@ -122,7 +122,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     """
     data = pool(conditions)
     if data.images is None:  # features that somebody computed already: no model is needed
-        return Prepared(data.fingerprint, "", (*data.remarks, *unused_model(conditions)))
+        return prepared_features(conditions, entries, data, data.remarks, lambda need: features(data, None, need))
     backbone = load_model(conditions.model)
     for need in dict.fromkeys(entry.needs[0] for entry in entries):
         features(data, backbone, need)
@@ -145,7 +145,7 @@ def features(data: LabelledData, backbone: Backbone | None, need: str) -> NDArra
             return data.features
         if need == "pooled":
             return data.features if data.features.ndim == 2 else data.features.mean(axis=1)
-        raise UserError(f"This entry needs images; {data.name} has features.")
+        raise UserError(f"{data.name} has features {data.features.shape} where images are needed.")
     assert backbone is not None
     view, model = VIEWS[need](backbone)
     return extract(data, model, view)

@@ -89,7 +89,12 @@ def grassmann(train: Examples, context: Context) -> Any:
     """A subspace of four dimensions per class, trained on the Grassmannian (GrassmannLinear)."""
     from workingpapers.methods.heads.grassmann import GrassmannClassifier
 
-    options: dict[str, Any] = {"subspace_dim": 4, "max_epochs": context.budget.epochs, "random_state": context.seed}
+    dimensions = max(1, min(4, train.X.shape[1] // 2))  # narrow tables: a subspace of all dimensions tells nothing
+    options: dict[str, Any] = {
+        "subspace_dim": dimensions,
+        "max_epochs": context.budget.epochs,
+        "random_state": context.seed,
+    }
     grid = [{"learning_rate": rate} for rate in (0.1, 0.03, 0.3, 0.01, 1.0, 0.003)]
     head = tuned(lambda **choice: GrassmannClassifier(**options, **choice), grid, train, context)
     _log(head, context)
