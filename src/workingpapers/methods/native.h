@@ -1,8 +1,15 @@
-// What the C++ files of the methods share: vectors as wide as the processor has them, and their powers of 2.
+// What the C++ files of the methods share: vectors as wide as the processor has them, their powers of 2, and threads.
 #pragma once
 
 #include <cstdint>
 #include <initializer_list>
+
+// OpenMP as torch has loaded it, if it has.
+extern "C" {
+void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned) __attribute__((weak));
+int omp_get_thread_num() __attribute__((weak));
+int omp_get_num_threads() __attribute__((weak));
+}
 
 namespace {
 
@@ -32,6 +39,16 @@ inline Vec exp2(Vec x) {
     Vec p = filled(1.5403530e-4f);
     for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f}) p = p * f + c;
     return p * (Vec)((__builtin_convertvector(whole, Ints) + 127) << 23);
+}
+
+// Call work(call, thread, of how many) by up to `threads` threads: those of torch, which wait for work, or this one alone.
+template <class Call, void work(Call&, int64_t, int64_t)>
+inline void spread(Call* call, int64_t threads) {
+    if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads)
+        GOMP_parallel([](void* data) { work(*static_cast<Call*>(data), omp_get_thread_num(), omp_get_num_threads()); },
+                      call, static_cast<unsigned>(threads), 0);
+    else
+        work(*call, 0, 1);
 }
 
 }  // namespace

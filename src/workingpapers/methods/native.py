@@ -79,8 +79,9 @@ def reachable(*tensors: Tensor) -> bool:
     watched = traced or torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
     if watched or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return False
-    kinds = (Tensor, torch.nn.Parameter)
-    return all(type(x) in kinds and x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
+    kinds, batched = (Tensor, torch.nn.Parameter), torch._C._functorch.is_legacy_batchedtensor
+    plain = all(type(x) in kinds and not batched(x) for x in tensors)
+    return plain and all(x.device.type == "cpu" and x.layout == torch.strided for x in tensors)
 
 
 def _compiler() -> list[str] | None:

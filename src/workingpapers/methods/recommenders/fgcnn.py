@@ -19,14 +19,16 @@ baselines (BARS) find no gain over IPNN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from workingpapers.errors import unknown_name
 from workingpapers.methods.recommenders.baselines import FM, IPNN, MLP, DeepClassifier
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
+from workingpapers.methods.recommenders.pooling import pool
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
 G = TypeVar("G", bound=nn.Module)
@@ -70,7 +72,7 @@ class FeatureGenerator(nn.Module):
             )
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel is {kernel}; it must be odd, so that a convolution keeps the number of fields")
-        self.dim = dim
+        self.dim, self.size = dim, pool
         self.convolutions, self.recombinations = nn.ModuleList(), nn.ModuleList()
         height, before, self.num_generated = fields, 1, 0
         for maps in channels:
@@ -89,9 +91,28 @@ class FeatureGenerator(nn.Module):
         """Return new features (B, num_generated, d) of embedded fields (B, F, d)."""
         x, made = e[:, None], []
         for convolution, recombination in zip(self.convolutions, self.recombinations, strict=True):
-            x = convolution(x)
-            made.append(recombination(x.flatten(1)).tanh().view(x.shape[0], -1, self.dim))
+            x = _convolved(convolution, x, self.size)
+            made.append(_recombined(recombination, x).tanh().view(x.shape[0], -1, self.dim))
         return torch.cat(made, dim=1)
+
+
+def _convolved(block: nn.Module, x: Tensor, size: int) -> Tensor:
+    """Return what a block's layers make of maps (B, c, h, d)."""
+    convolution, *between, maximum, tangent = cast(nn.Sequential, block)
+    y: Tensor = convolution(x)
+    out = pool(y, cast(nn.BatchNorm2d, between[0]) if between else None, size)
+    if out is not None:
+        return out
+    for layer in (*between, maximum, tangent):
+        y = layer(y)
+    return y
+
+
+def _recombined(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return what a layer makes of flat maps, in the order in which they lie: its weights are fewer, so they move."""
+    linear = cast(nn.Linear, layer)
+    weight = linear.weight.view(-1, *x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
 
 
 class DenseGenerator(nn.Module):
