@@ -184,7 +184,7 @@ def test_nothing_finished_is_exit_code_1(store):
         (["try", TASK, "--model", ""], "model is empty."),
         (["try", TASK, "--seeds", "0"], "seeds is 0; it must be at least 1."),
         (["try", TASK, "--workers", "0"], "workers is 0"),
-        (["try", TASK, "--threads", "-1"], "threads is -1; it must be at least 1."),
+        (["try", TASK, "--threads", "-1"], "threads is -1; it must be at least 1 and at most 1000."),
         (["try", TASK, "--entries", ","], "entries holds no name."),
         (["try", TASK, "--model", "pixels"], "model is 'pixels', but the setting 'standard' of task toytask:task uses"),
         (["try", TASK, "--timeout", "0"], "timeout is 0 s; it must be above 0."),

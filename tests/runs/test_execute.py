@@ -216,6 +216,7 @@ def test_a_listener_that_fails_stops_the_call(store):
         ({"seeds": -3}, "seeds is -3"),
         ({"workers": 0}, "workers is 0"),
         ({"threads": 0}, "threads is 0"),
+        ({"threads": 100_000}, "threads is 100000; it must be at least 1 and at most 1000"),
         ({"timeout": 0}, "timeout is 0 s; it must be above 0"),
         ({"timeout": float("nan")}, "timeout is nan s; it must be above 0"),
         ({"timeout": float("inf")}, "timeout is inf s; it must be at most 1e+06. Leave it out"),

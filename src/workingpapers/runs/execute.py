@@ -19,6 +19,7 @@ from workingpapers.runs.process import Executor, LocalExecutor, Outcome, RayExec
 from workingpapers.runs.store import Run, Store
 from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task
 
+MOST_THREADS = 1_000  # a process has no room for many more
 LONGEST = 1_000_000  # seconds, eleven days; the system's clocks of waiting end not far beyond
 
 
@@ -88,8 +89,8 @@ def try_(
         raise UserError(f"seeds is {seeds}; it must be at least 1.")
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1.")
-    if threads < 1:
-        raise UserError(f"threads is {threads}; it must be at least 1.")
+    if not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads is {threads}; it must be at least 1 and at most {MOST_THREADS}.")
     if timeout is not None and not timeout > 0:
         raise UserError(f"timeout is {timeout:g} s; it must be above 0.")
     if timeout is not None and timeout > LONGEST:
