@@ -9,6 +9,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods import native
 
 CODE = 'extern "C" int twice(int x) { return 2 * x; }\n'
@@ -33,7 +34,7 @@ def test_compiles_once(source, monkeypatch):
     assert kept.name.startswith("twice-")
     native.library.cache_clear()
     monkeypatch.setenv("CXX", "a-compiler-that-is-not-there")
-    with pytest.warns(RuntimeWarning, match="twice.cpp could not be compiled by a-compiler-that-is-not-there"):
+    with pytest.warns(UserRemark, match="twice.cpp could not be compiled by a-compiler-that-is-not-there"):
         assert native.library(source) is None  # another compiler, another file
     monkeypatch.delenv("CXX")
     monkeypatch.setattr(subprocess, "run", None)
@@ -82,7 +83,7 @@ def test_processes_that_compile_at_once(source):
 @pytest.mark.filterwarnings("error")
 def test_errors_of_the_compiler_are_told(source):
     source.write_text("int broken(")
-    with pytest.warns(RuntimeWarning, match=r"(?s)twice.cpp could not be compiled.*error"):
+    with pytest.warns(UserRemark, match=r"(?s)twice.cpp could not be compiled.*error"):
         assert native.library(source) is None
     assert native.library(source) is None  # once a process: a second warning would be an error
 

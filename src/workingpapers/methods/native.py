@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from workingpapers.errors import UserRemark, first_line
+
 _PROCESSORS = {
     "AVX2": ("-mavx2", "-mfma"),
     "AVX512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"),
@@ -41,7 +43,7 @@ _OPTIONS = ("-std=c++17", "-O3", "-shared", "-fPIC", "-fno-math-errno", "-ffp-co
 def library(source: Path) -> ctypes.CDLL | None:
     """Return the functions of a C++ file, compiled now or earlier; None where that is not possible.
 
-    A compiler that fails is a `RuntimeWarning`, once a process; a missing one is none.
+    A compiler that fails is a `UserRemark`, once a process; a missing one is none.
 
     Args:
         source: the file; it declares what it offers as `extern "C"`, and may include `native.h`.
@@ -60,14 +62,21 @@ def library(source: Path) -> ctypes.CDLL | None:
     try:
         return _compiled(command, source, path)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or error
         warnings.warn(
-            f"{source.name} could not be compiled by {shlex.join(compiler)}, and slower operations of torch take its "
-            f"place: {said}",
-            RuntimeWarning,
+            f"{source.name} could not be compiled by {shlex.join(compiler)}, so that slower operations of torch take "
+            f"its place: {_reason(error)}.",
+            UserRemark,
             stacklevel=3,
         )
         return None
+
+
+def _reason(error: Exception) -> str:
+    """Return what a compiler complains of first, else how it ended, else why it did not start."""
+    if not isinstance(error, subprocess.CalledProcessError):
+        return first_line(error)
+    said = (line.strip() for line in (error.stderr or "").splitlines())
+    return next((line for line in said if "error" in line), f"it ended with exit status {error.returncode}")
 
 
 def reachable(*tensors: Tensor) -> bool:

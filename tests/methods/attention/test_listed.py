@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from listedpatterns import agree, pattern, sample
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.attention import listed, minference, native_blocks, triton_blocks
 from workingpapers.methods.attention.common import dense_attention
 from workingpapers.methods.attention.hip import HiPAttention, naive_hip_attention
@@ -159,7 +160,7 @@ def test_a_kernel_must_pass_its_own_test(kernel, monkeypatch):
     for way, message in ((wrong, "off by 1.0e-02"), (broken, "no kernel image")):
         listed._proven.cache_clear()
         monkeypatch.setattr(kernel, "launch", way)
-        with pytest.warns(RuntimeWarning, match=f"fails its test on cpu with torch.float32 of width 16.*{message}"):
+        with pytest.warns(UserRemark, match=f"fails its test on cpu with torch.float32 of width 16.*{message}"):
             assert not available(*sample(4, d=16, d_v=16))
     listed._proven.cache_clear()
 

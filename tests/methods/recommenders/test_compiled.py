@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.recommenders.compiled import agree, served, slopes
 
 
@@ -39,9 +40,9 @@ def test_what_agrees():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert agree("it", torch.mul, lambda x, y: x / (1 / y), (3, 4), (4,))
-    with torch.inference_mode(), pytest.warns(RuntimeWarning, match="it, as compiled here"):
+    with torch.inference_mode(), pytest.warns(UserRemark, match="it, as compiled here"):
         assert not agree("it", torch.mul, lambda x, y: x * y * 1.01, (3, 4), (4,))
-    with pytest.warns(RuntimeWarning, match="it, as compiled here"):  # only the gradient differs
+    with pytest.warns(UserRemark, match="it, as compiled here"):  # only the gradient differs
         assert not agree("it", lambda x: x, lambda x: x.detach() + 0 * x, (3,))
 
 

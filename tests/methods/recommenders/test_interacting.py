@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.recommenders import interacting
 from workingpapers.methods.recommenders.autoint import InteractingLayer
 from workingpapers.methods.recommenders.interacting import WIDEST, interact, interacted
@@ -187,5 +188,5 @@ def test_without_a_compiler_a_layer_is_torchs(forgotten, monkeypatch):
 @compiled
 def test_a_library_that_computes_something_else_is_left_alone(forgotten, monkeypatch):
     monkeypatch.setattr(interacting, "interacted", lambda *given: 2 * interacted(*given))
-    with pytest.warns(RuntimeWarning, match=r"interacting.cpp, as compiled here, does not compute what it should"):
+    with pytest.warns(UserRemark, match=r"interacting.cpp, as compiled here, does not compute what it should"):
         assert interact(*example()) is None

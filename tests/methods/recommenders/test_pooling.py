@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.recommenders import pooling
 from workingpapers.methods.recommenders.fgcnn import FeatureGenerator
 from workingpapers.methods.recommenders.pooling import pool
@@ -156,5 +157,5 @@ def test_without_a_compiler_a_generator_is_torchs(forgotten, monkeypatch):
 def test_a_library_that_computes_something_else_is_left_alone(forgotten, monkeypatch):
     right = pooling.pooled
     monkeypatch.setattr(pooling, "pooled", lambda *given, **options: 2 * right(*given, **options))
-    with pytest.warns(RuntimeWarning, match=r"pooling.cpp, as compiled here, does not compute what it should"):
+    with pytest.warns(UserRemark, match=r"pooling.cpp, as compiled here, does not compute what it should"):
         assert pool(maps(), None, 2) is None

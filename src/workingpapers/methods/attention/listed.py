@@ -13,7 +13,7 @@ rows of block m see, each key once, for e = min(near_m, a_m):
 LM-Infinite) make one. The kernel is written twice: in C++ for CPUs (`native_blocks`) and in Triton for GPUs
 (`triton_blocks`). Both read keys where they lie: time is that of the scores, memory that of lists and output. Before
 one first serves a device, a type and a width it is compared there with the definition (`available`); where that fails,
-a warning says so and the methods go on without it, as they do where no kernel serves. A NaN in a value of `near` may
+a remark says so and the methods go on without it, as they do where no kernel serves. A NaN in a value of `near` may
 come out in all rows of a block.
 """
 
@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from workingpapers.errors import UserRemark, first_line
 from workingpapers.methods.attention import native_blocks, triton_blocks
 from workingpapers.methods.attention.common import check_inputs, dense_attention
 from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
@@ -137,7 +138,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor) -> ModuleType | None:
 
 @cache
 def _proven(kernel: ModuleType, device: torch.device, dtype: torch.dtype, d: int, d_v: int) -> bool:
-    """Return whether a kernel does what its definition says, on two small patterns; warn if not."""
+    """Return whether a kernel does what its definition says, on two small patterns; say so if not."""
     generator = torch.Generator().manual_seed(0)
     shapes = (1, 2, 80, d), (1, 1, 100, d), (1, 1, 100, d_v)
     q, k, v = (torch.randn(s, generator=generator).to(device, dtype) for s in shapes)
@@ -159,10 +160,11 @@ def _proven(kernel: ModuleType, device: torch.device, dtype: torch.dtype, d: int
                 raise ArithmeticError(f"it is off by {worst:.1e}, where {allowed:.0e} is allowed")
     except Exception as error:  # whatever Triton, its compiler or the driver raise
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        module = kernel.__name__.rpartition(".")[2]
         warnings.warn(
-            f"the kernel {kernel.__name__} for sparse attention fails its test on {name} with {dtype} of width {d}, "
-            f"and torch's kernels, which are slower, take its place: {error}",
-            RuntimeWarning,
+            f"{module}, a kernel of sparse attention, fails its test on {name} with {dtype} of width {d}, so that "
+            f"slower operations of torch take its place: {first_line(error)}.",
+            UserRemark,
             stacklevel=4,
         )
         return False

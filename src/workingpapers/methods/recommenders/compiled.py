@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workingpapers.errors import UserRemark
 from workingpapers.methods.native import reachable
 
 
@@ -34,8 +35,8 @@ def agree(name: str, found: Callable[..., Tensor], wanted: Callable[..., Tensor]
     agreed = all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(*results, strict=True))
     if not agreed:
         warnings.warn(
-            f"{name}, as compiled here, does not compute what it should; slower operations of torch take its place",
-            RuntimeWarning,
+            f"{name}, as compiled here, does not compute what it should; slower operations of torch take its place.",
+            UserRemark,
             stacklevel=3,
         )
     return agreed
