@@ -64,6 +64,7 @@ def _decoded(source: Path | bytes) -> Image:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        image.load()  # the file is closed when this returns
         ImageOps.exif_transpose(image, in_place=True)
         return _rgb(image)
 

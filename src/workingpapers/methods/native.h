@@ -30,7 +30,7 @@ inline V filled(X x) {
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// 2^x for x <= 0, within 2e-7 of it, 0 below 2^-126, and NaN of NaN: the polynomial of the fraction from -1/2 to 1/2,
+// 2^x for x <= 0, within 3e-7 of itself, 0 below 2^-126, and NaN of NaN: the polynomial of the fraction from -1/2 to 1/2,
 // whose exponent is then raised.
 inline Vec exp2(Vec x) {
     const Vec least = filled(-127.0f), round = filled(12582912.0f);  // 1.5 x 2^23 has no room for fractions
