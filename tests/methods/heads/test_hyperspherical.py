@@ -265,7 +265,7 @@ def test_classifier_learns_digits_and_embeds_on_the_sphere():
     embeddings = classifier.transform(X[1200:])
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     head = classifier.module_[1]
-    logits = 20 * embeddings @ F.normalize(head.weight).detach().numpy().T
+    logits = 20 * embeddings @ F.normalize(head.weight).detach().cpu().numpy().T
     np.testing.assert_allclose(logits, classifier.decision_function(X[1200:]), atol=1e-4)
 
 

@@ -111,8 +111,9 @@ def test_the_seed_decides_everything(data):
         FMClassifier(kinds=KINDS, max_epochs=1, random_state=seed).fit(table, y).decision_function(held)
         for seed in (1, 1, 2)
     )
-    assert np.array_equal(a, b)
-    assert not np.array_equal(a, c)
+    # A GPU adds gradients up in any order.
+    assert np.allclose(a, b, rtol=0, atol=1e-5 if torch.cuda.is_available() else 0)
+    assert not np.allclose(a, c, atol=1e-3)
     assert torch.equal(before, torch.get_rng_state())
 
 

@@ -284,7 +284,7 @@ def test_noise_is_pruned_before_what_decides():
     options = {"table": "optembed", "table_options": {"alpha": 0.01, "rounds": 2}, "weight_decay": 1e-3}
     plan = {"learning_rate": 0.01, "batch_size": 256, "max_epochs": 8, "random_state": 0}
     chosen = MLPClickClassifier(**options, **plan).fit(table, y).model_.embedding.table
-    left = chosen.kept_rows() / torch.tensor(chosen.sizes)
+    left = chosen.kept_rows().cpu() / torch.tensor(chosen.sizes)
     assert left[2] < 0.5 * left[:2].min()
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ class MultiGranularTable(ProductQuantizedTable):
         codes = self.all_codes()
         frequent = self._frequent(torch.arange(self.num_ids, device=codes.device))
         groups = [(codes[frequent], self.bits), (codes[~frequent], self.rare_bits)]
-        return CodedTable(self.sizes, self.keys.detach().clone(), groups, self.split)
+        return CodedTable(self.sizes, self.keys.detach().clone(), groups, deepcopy(self.split))
 
 
 class CodedTable(Table):

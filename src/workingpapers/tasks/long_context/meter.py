@@ -9,17 +9,19 @@ from typing import Any
 INTERVAL = 0.002  # seconds between two looks
 
 
-def peak_growth(work: Callable[[], Any]) -> tuple[Any, float]:
+def peak_growth(work: Callable[[], Any], device: str = "cpu") -> tuple[Any, float]:
     """Run something and return its result and the most memory held meanwhile beyond what was held before, in MiB.
 
-    On the CPU it is the resident set, looked at every 2 ms, so a shorter peak may be missed, and memory that the
-    process holds free from earlier work is not seen: measure the largest work first. On a GPU it is what torch
-    allocated, exactly.
+    Args:
+        work: what to run.
+        device: where it holds its tensors. "cpu" counts the resident set, looked at every 2 ms, so a shorter peak may
+            be missed, and memory that the process holds free from earlier work is not seen: measure the largest work
+            first. "cuda" counts what torch allocated there, exactly.
     """
     import psutil
     import torch
 
-    if torch.cuda.is_available():
+    if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -109,7 +109,7 @@ def measure(fit: Callable[[Given], Passes], problem: Problem) -> dict[str, float
     usual = padded_as_they_come(problem.given.model)
     with torch.inference_mode():
         passes.run([problem.given.examples[0][:2]])
-        (found, tokens, _), memory = peak_growth(lambda: once(passes, prompts))
+        (found, tokens, _), memory = peak_growth(lambda: once(passes, prompts), prompts[0].device.type)
         for repetition in range(problem.repetitions):
             order = (passes, usual) if repetition % 2 else (usual, passes)
             seconds = {id(one): once(one, prompts)[2] for one in order}
