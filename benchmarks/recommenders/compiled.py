@@ -2,7 +2,8 @@
 
     python benchmarks/recommenders/compiled.py [--threads 2]
 
-Three layers of AutoInt, and FGCNN's generator, for batches of 1,024 rows with vectors of 16; the fastest of 20 counts.
+Three layers of AutoInt, FGCNN's generator, and DCN-V2's two crosses with its MLP, for batches of 1,024 rows with
+vectors of 16; the fastest of 20 counts.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from types import ModuleType
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from workingpapers.methods.recommenders import fgcnn
+from workingpapers.methods.recommenders import baselines, fgcnn
 from workingpapers.methods.recommenders.autoint import InteractingLayer
 
 BATCH, DIM, TIMES = 1024, 16, 20
@@ -44,11 +46,11 @@ def layers(x: Tensor) -> list[float]:
     return fastest([lambda: through("_by_torch"), lambda: through("forward")], [x, *stack.parameters()])
 
 
-def generator(x: Tensor) -> list[float]:
-    made = fgcnn.FeatureGenerator(x.shape[1], DIM)
+def network(made: nn.Module, file: ModuleType, function: str, x: Tensor) -> list[float]:
+    """Return the milliseconds of a network without and with the function of its file that calls C++."""
 
     def by_torch() -> Tensor:
-        with patch.object(fgcnn, "pool", lambda *_: None):
+        with patch.object(file, function, lambda *_: None):
             out: Tensor = made(x)
             return out
 
@@ -59,12 +61,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
-    print(f"{'fields':>6} {'3 layers: torch':>16} {'C++':>7} {'generator: torch':>17} {'C++':>7}")
+    names = ("3 layers: torch", "generator: torch", "DCN-V2: torch")
+    print("fields", *(f"{name:>18} {'C++':>7}" for name in names))
     for fields in (7, 9, 24):
         torch.manual_seed(0)
         x = torch.randn(BATCH, fields, DIM, requires_grad=True)
-        (torch_layers, own_layers), (torch_maps, own_maps) = layers(x), generator(x)
-        print(f"{fields:6} {torch_layers:16.1f} {own_layers:7.1f} {torch_maps:17.1f} {own_maps:7.1f}", flush=True)
+        times = [
+            layers(x),
+            network(fgcnn.FeatureGenerator(fields, DIM), fgcnn, "pool", x),
+            network(baselines.CrossNetwork(fields, DIM), baselines, "cross", x),
+        ]
+        print(f"{fields:6}", *(f"{by_torch:18.1f} {own:7.1f}" for by_torch, own in times), flush=True)
 
 
 if __name__ == "__main__":

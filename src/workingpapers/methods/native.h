@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 
 // OpenMP as torch has loaded it, if it has.
@@ -26,6 +27,23 @@ typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 template <class V = Vec, class X>
 inline V filled(X x) {
     return x - V{};
+}
+
+// `count` numbers from memory and to it, as many as there is room for; beyond them a vector holds 0.
+inline Vec load(const float* x, int64_t count) {
+    Vec found = {};
+    if (count >= LANES)
+        std::memcpy(&found, x, sizeof(Vec));
+    else
+        std::memcpy(&found, x, count * sizeof(float));
+    return found;
+}
+
+inline void store(const Vec& x, float* place, int64_t count) {
+    if (count >= LANES)
+        std::memcpy(place, &x, sizeof(Vec));
+    else
+        std::memcpy(place, &x, count * sizeof(float));
 }
 
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }

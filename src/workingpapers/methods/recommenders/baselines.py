@@ -7,11 +7,13 @@ later models: it is the baseline to beat.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from workingpapers.methods.recommenders.crossing import cross, crossed
 from workingpapers.methods.recommenders.estimator import ClickClassifier
 from workingpapers.methods.recommenders.fields import FieldEmbedding, mlp
 from workingpapers.methods.recommenders.schema import Rows, Schema
@@ -84,11 +86,14 @@ class CrossNetwork(nn.Module):
     def forward(self, e: Tensor) -> Tensor:
         """Return (B,)."""
         first = e.flatten(1)
-        x = first
-        for cross in self.crosses:
-            x = torch.addcmul(x, first, cross(x))
-        found: Tensor = self.out(torch.cat([x, self.deep(first).relu()], dim=1)).squeeze(1)
-        return found
+        # Two products instead of one spare a copy of all that is joined.
+        wide, deep = self.out.weight[0, : first.shape[1]], self.out.weight[:, first.shape[1] :]
+        layers = (cast(nn.Linear, layer) for layer in self.crosses)
+        given = (first, wide, *(w for layer in layers for w in (layer.weight, layer.bias)))
+        found = cross(*given)
+        if found is None:
+            found = crossed(*given)
+        return found + F.linear(self.deep(first).relu(), deep, self.out.bias).squeeze(1)
 
 
 class LinearClassifier(ClickClassifier):

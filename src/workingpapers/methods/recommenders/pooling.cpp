@@ -23,22 +23,6 @@ inline Vec tanh(Vec x) {
     return size < 0.625f ? x + x * square * p : large;
 }
 
-inline Vec load(const float* x, int64_t count) {
-    Vec found = {};
-    if (count >= LANES)
-        std::memcpy(&found, x, sizeof(Vec));
-    else
-        std::memcpy(&found, x, count * sizeof(float));
-    return found;
-}
-
-inline void store(const Vec& x, float* place, int64_t count) {
-    if (count >= LANES)
-        std::memcpy(place, &x, sizeof(Vec));
-    else
-        std::memcpy(place, &x, count * sizeof(float));
-}
-
 }  // namespace
 
 // What `_Call` in pooling.py holds: y (rows, height, line), out and grad (rows, ceil(height / pool), line), factors
