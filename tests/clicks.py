@@ -75,4 +75,5 @@ def train_share(kind=Logistic):
     torch.manual_seed(0)
     model = kind(3)
     train(model, rows, y, Plan(learning_rate=0.02, batch_size=100, max_epochs=3), seed=7)
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}, PartialState().num_processes
+    weights = {name: value.detach().clone().cpu() for name, value in model.state_dict().items()}
+    return weights, PartialState().num_processes
