@@ -122,7 +122,7 @@ def methods(q: Tensor, k: Tensor) -> dict[str, tuple[Way, float]]:
     """Return what to time, and how many scores a head computes."""
     length, ways = q.shape[2], dict[str, tuple[Way, float]]()
     for name, pattern in PATTERNS.items():
-        lines = pattern.find(q[0, 0], k[0, 0], block_size=BLOCK, scale=WIDTH**-0.5)  # the heads are alike
+        [lines] = pattern.find(q[0, :1], k[0, :1], block_size=BLOCK, scale=WIDTH**-0.5)  # the heads are alike
         ways[name] = partial(minference_attention, patterns=pattern, block_size=BLOCK), lines.entries(length, BLOCK)
     hip, hyper = HiPAttention(), HyperAttention()
     ways["HiP 512"] = hip, hip.score_entries(length)

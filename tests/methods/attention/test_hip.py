@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from workingpapers.methods.attention import common, gathering, hip
 from workingpapers.methods.attention.common import dense_attention, merge
-from workingpapers.methods.attention.hip import HiPAttention, apply, naive_hip_attention, naive_hip_mask
+from workingpapers.methods.attention.hip import HiPAttention, apply
+from workingpapers.methods.attention.naive_hip import naive_hip_attention, naive_hip_mask
 
 SMALL = HiPAttention(top_k=6, block_q=4, block_k=2, window=3, sinks=2)
 options = st.builds(
@@ -97,6 +98,13 @@ def test_found_blocks_are_distinct_and_between_sinks_and_window(options, length,
     for number in range(found.shape[2]):
         first = past + (blocks - found.shape[2] + number) * options.block_q  # position of the block's first query
         assert (options.sinks + (found[:, :, number] + 1) * options.block_k <= first - options.window + 1).all()
+
+
+@given(options=options, length=st.integers(0, 150), past=st.integers(0, 50), age=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+def test_how_many_blocks_search(options, length, past, age):
+    runs = options._runs(length, length + past, age)
+    assert options._searching(length, length + past, age) == sum(len(run.candidates) for run in runs)
 
 
 def test_is_dense_attention_under_what_it_found():

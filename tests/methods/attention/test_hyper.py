@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from workingpapers.methods.attention import hyper
 from workingpapers.methods.attention.common import dense_attention, merge, restore
 from workingpapers.methods.attention.hyper import (
     HyperAttention,
@@ -57,6 +58,18 @@ def test_equals_the_definition(length, block_size, sample_size, min_seq_len, gro
     q, k, v = tensors(batch, 4, groups, length, seed=seed)
     # The definition's weights are float32.
     close(hyper(q, k, v, causal=causal), naive_hyper_attention(hyper, q, k, v, causal=causal), 1e-6)
+
+
+@pytest.mark.parametrize("room", [0, 100, 400, 2**20])  # a group of heads at a time, two, all of a piece, everything
+def test_several_groups_at_a_time_are_as_one(room, monkeypatch):
+    q, k, v = tensors(batch=2, heads=6, groups=3, length=32)
+    expected = SMALL(q, k, v)
+    sizes = []
+    monkeypatch.setattr(hyper, "_room", lambda _: room)
+    monkeypatch.setattr(hyper, "sort_lsh", lambda x, d: sizes.append(x.numel()) or sort_lsh(x, d))
+    close(SMALL(q, k, v), expected, 0)
+    assert sum(sizes) == 2 * (q.numel() + k.numel()) // 2  # two levels, of halves
+    assert max(sizes) <= max(room, q[0, :2, :16].numel())
 
 
 @given(queries=st.integers(1, 20), keys=st.integers(9, 40), seed=st.integers(0, 99))
@@ -129,6 +142,13 @@ def test_neighbouring_buckets_differ_in_one_sign(projections):
     assert sorted(buckets.tolist()) == codes.tolist()
     ordered = signs[buckets.argsort()]
     assert ((ordered[1:] != ordered[:-1]).sum(dim=1) == 1).all()
+
+
+@pytest.mark.parametrize("projections", [1, 2, 7, 32])
+def test_the_bits_of_a_bucket_are_parities_of_signs(projections):
+    x, directions = torch.randn(100, 8), torch.randn(8, projections)
+    for row, bucket in zip((x @ directions > 0).tolist(), sort_lsh(x, directions).tolist(), strict=True):
+        assert bucket == int("".join(str(sum(row[: k + 1]) % 2) for k in range(projections)), 2)
 
 
 def test_a_bucket_depends_on_direction_alone():

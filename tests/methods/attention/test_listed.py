@@ -14,7 +14,7 @@ from listedpatterns import agree, pattern, sample
 from workingpapers.errors import UserRemark
 from workingpapers.methods.attention import listed, minference, native_blocks, triton_blocks
 from workingpapers.methods.attention.common import dense_attention
-from workingpapers.methods.attention.hip import HiPAttention, naive_hip_attention
+from workingpapers.methods.attention.hip import HiPAttention
 from workingpapers.methods.attention.listed import (
     Listed,
     available,
@@ -26,6 +26,7 @@ from workingpapers.methods.attention.listed import (
 )
 from workingpapers.methods.attention.lm_infinite import lambda_attention, lambda_mask, window_attention
 from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash
+from workingpapers.methods.attention.naive_hip import naive_hip_attention
 from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow, so few and small examples
@@ -108,10 +109,9 @@ def test_what_the_kernel_serves(kernel):
         assert available(q, k, v)
 
 
-def check_methods_use_it(monkeypatch):
-    """Every method gives what its definition does, by one launch a sequence, and what it does without the kernel."""
-    launches, launch = [], triton_blocks.launch
-    monkeypatch.setattr(triton_blocks, "_launch", lambda *given: (launches.append(1), launch(*given)))
+def test_methods_use_the_kernel(kernel, monkeypatch):
+    launches, launch = [], kernel.launch
+    monkeypatch.setattr(kernel, "launch", lambda *given: (launches.append(1), launch(*given)))
     q, k, v = sample(100, 70, B=2, H=4, G=2, d=16, d_v=16)
     mask = torch.ones(2, 100, dtype=torch.bool)
     mask[0, :37] = False
@@ -177,7 +177,7 @@ def test_patterns_of_minference(T, T_q, c, seed):
     frozen = Blocks(torch.tensor([[m, m // 2 if m else -1] for m in range(90)]))
     each = [AShape(3, 11), VerticalSlash(6, 4, last_q=5), BlockSparse(2), lines, frozen]
     q, k, v = sample(T, T_q, H=5, G=5, seed=seed, dtype=torch.float64)
-    found = [p.find(q[0, h], k[0, h], block_size=c, scale=0.4) for h, p in enumerate(each)]
+    found = [x for h, p in enumerate(each) for x in p.find(q[0, h : h + 1], k[0, h : h + 1], block_size=c, scale=0.4)]
     got = naive_listed_attention(q, k, v, of_patterns(found, T_q, T, c), scale=0.4)
     expected = minference.naive_minference_attention(q, k, v, each, block_size=c, scale=0.4)
     for a, b in zip(got, expected, strict=True):
@@ -190,7 +190,7 @@ def test_blocks_that_hip_finds(T, T_q, sinks, seed):
     hip = HiPAttention(top_k=8, block_q=8, block_k=2, window=12, sinks=sinks)
     q, k, v = sample(T, min(T_q, T), B=2, seed=seed, dtype=torch.float64)
     found, runs = hip.search(q, k), hip._runs(q.shape[2], T)
-    candidates = [n for run in runs for n in run.candidates]
+    candidates = torch.tensor([n for run in runs for n in run.candidates], dtype=torch.long)
     seen = of_tree(found, candidates, q.shape[2], 8, 2, sinks)
     expected = naive_hip_attention(hip, q, k, v, scale=0.4)
     for a, b in zip(naive_listed_attention(q, k, v, seen, scale=0.4), expected, strict=True):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinymodels import FAMILIES, left_padded, tiny, tokens
 
-from workingpapers.methods.attention import common, minference
+from workingpapers.methods.attention import common, listed, minference, minference_patterns
 from workingpapers.methods.attention.choices import save_choice
 from workingpapers.methods.attention.common import dense_attention
 from workingpapers.methods.attention.minference import (
@@ -24,7 +24,7 @@ from workingpapers.methods.attention.minference import (
     recovered_mass,
     search,
 )
-from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash
+from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash, find_all
 from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
 
 
@@ -137,7 +137,7 @@ def test_recovered_attention_grows_with_the_budget(sizes, seed):
 def test_lines_of_another_prompt_recover_less():
     (q1, k1), (q2, k2) = (planted_lines(200, columns, [0]) for columns in ([60, 90], [75, 130]))
     pattern = VerticalSlash(4, 4)
-    frozen = pattern.find(q1[0, 0], k1[0, 0], block_size=4, scale=1.0)
+    [frozen] = pattern.find(q1[0], k1[0], block_size=4, scale=1.0)
     own, other = (recovered_mass(q2, k2, p, block_size=4, scale=1.0)[..., 140:].mean() for p in (pattern, frozen))
     assert own > 0.99
     assert other < 0.5
@@ -150,6 +150,50 @@ def test_memory_is_linear_in_length():
         minference_attention(q, k, v, [VerticalSlash(40, 60)])
     # The 64 rows of the estimate take 2 MB, and so do the keys seen at a time; T^2 / 2 scores would take 134 MB.
     assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 20e6
+
+
+MIXED = (
+    *(AShape(3, 20), VerticalSlash(8, 5, last_q=8), BlockSparse(2), VerticalSlash(8, 5, last_q=8)),
+    *(Lines(torch.tensor([2, 50]), torch.tensor([0, 30])), VerticalSlash(6, 9), BlockSparse(2), AShape(3, 20)),
+)
+
+
+@pytest.mark.parametrize("at_once", [2, 100])
+@pytest.mark.parametrize("H_kv", [2, 8])
+def test_heads_at_once_as_on_a_gpu(at_once, H_kv, monkeypatch):
+    """Heads of one pattern are looked at together, those that share keys and those that do not, neighbours or not."""
+    q, k, v = sample(90, 61, H=8, H_kv=H_kv, dtype=torch.float32)
+    alone = [find_all(q[0], k[0], heads, 16, 0.4) for heads in (MIXED, MIXED[::-1], (MIXED[1],) * 8)]
+    masks = None, torch.arange(90) >= torch.tensor([[17], [0]])
+    monkeypatch.setattr(minference_patterns, "heads_at_once", lambda *_: at_once)
+    together = [find_all(q[0], k[0], heads, 16, 0.4) for heads in (MIXED, MIXED[::-1], (MIXED[1],) * 8)]
+    for one, other in zip(itertools.chain(*alone), itertools.chain(*together), strict=True):
+        assert type(one) is type(other)
+        assert all(torch.equal(x, getattr(other, name)) for name, x in vars(one).items())
+    for mask in masks:
+        options = {"block_size": 16, "scale": 0.4, "key_mask": mask}
+        found = minference_attention(q, k, v, MIXED, **options)
+        close(found, naive_minference_attention(q, k, v, MIXED, **options), 1e-5)
+
+
+def test_no_gpu_is_waited_for():
+    """Tensors without data refuse every operation that would have to look at some, which is what a GPU waits for."""
+    q, k = torch.empty(8, 60, 16, device="meta"), torch.empty(2, 90, 16, device="meta")
+    seen = listed.of_patterns(find_all(q, k, MIXED, 16, 0.4), 60, 90, 16)
+    assert seen.listed.shape == (1, 8, 5, 2)
+    assert seen.columns.shape == (1, 8, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu(dtype):
+    for T_q, H_kv in ((500, 8), (333, 2), (1, 4)):
+        q, k, v = (x.to(dtype) for x in sample(500, T_q, H=8, H_kv=H_kv, d=64, dtype=torch.float32))
+        there = minference_attention(q.cuda(), k.cuda(), v.cuda(), MIXED, block_size=16)
+        expected = naive_minference_attention(q.float(), k.float(), v.float(), MIXED, block_size=16)
+        # Estimates are made in float32 of the same rounded inputs; weights and outputs are rounded.
+        close([x.cpu().float() for x in there], expected, 4 * max(torch.finfo(dtype).eps, 1e-5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -166,4 +166,4 @@ def test_blocks_are_checked():
             Blocks(torch.tensor(rows))
     q, k, _ = sample(9)
     with pytest.raises(ValueError, match="at most 8 tokens cannot serve 9"):
-        Blocks(torch.tensor([[0], [0]])).find(q, k, block_size=4, scale=1.0)
+        Blocks(torch.tensor([[0], [0]])).find(q[None], k[None], block_size=4, scale=1.0)

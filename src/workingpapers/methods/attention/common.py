@@ -296,9 +296,9 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
     r = 2 * angles.shape[-1]
     exact = torch.promote_types(x.dtype, torch.float32)
     cos, sin = angles.cos().to(exact), angles.sin().to(exact)
-    first, second = x[..., : r // 2].to(exact), x[..., r // 2 : r].to(exact)
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-    return torch.cat([turned.to(x.dtype), x[..., r:]], dim=-1)
+    first, second = x[..., : r // 2], x[..., r // 2 : r]  # products are of the type of cos
+    turned = (first * cos).addcmul(second, sin, value=-1), (second * cos).addcmul(first, sin)
+    return torch.cat([*(half.to(x.dtype) for half in turned), *([x[..., r:]] if r < x.shape[-1] else [])], dim=-1)
 
 
 def check_model(model: nn.Module) -> None:

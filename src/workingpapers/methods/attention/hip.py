@@ -38,7 +38,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workingpapers.methods.attention import common, listed, native_blocks
+from workingpapers.methods.attention import common, listed, native_blocks, triton_search
 from workingpapers.methods.attention.common import Model, check_inputs
 from workingpapers.methods.attention.fused import fused_attention, joined, trainable_attention
 from workingpapers.methods.attention.gathering import Vectors, split
@@ -100,9 +100,8 @@ class HiPAttention:
                 where keys are searched (without a search NaN comes out as NaN).
         """
         _check(q, k, v)
-        if self._runs(q.shape[2], k.shape[2]):
-            # A finite sum is proof in one pass; sums of large numbers in half precision may need the second look.
-            check_inputs(q, k, v, finite=not all(x.sum().isfinite() for x in (q, k, v)))
+        if self._searching(q.shape[2], k.shape[2]):
+            _check_finite(q, k, v)
         if key_mask is None:
             return self.attend(q, k, v, self.search(q, k), scale=scale)
         out, lse = unseen(q, v)
@@ -122,6 +121,9 @@ class HiPAttention:
             q, k: as in `__call__`, without padding.
         """
         _check(q, k, k)
+        blocks = self._searching(q.shape[2], k.shape[2])
+        if blocks and triton_search.available(self, q, k):
+            return triton_search.search(self, q, k, blocks)
         native, jobs = native_blocks.serves(q, k), []
         n, keys = self.top_k // self.block_k, Vectors(k.float() if native else k, q.shape[1])
         for run in self._runs(q.shape[2], k.shape[2]):
@@ -178,16 +180,19 @@ class HiPAttention:
             ValueError: shapes that do not fit, or `found` of another shape than `search` returns.
         """
         _check(q, k, v)
-        runs = self._runs(q.shape[2], k.shape[2], age)
-        candidates = [n for run in runs for n in run.candidates]
-        needed = (*q.shape[:2], len(candidates), self.top_k // self.block_k)
+        blocks, past = self._searching(q.shape[2], k.shape[2], age), k.shape[2] - q.shape[2]
+        needed = (*q.shape[:2], blocks, self.top_k // self.block_k)
         if found.shape != needed:
             raise ValueError(f"found must be (B, H, blocks, n) = {needed}, as search returns; got {tuple(found.shape)}")
         if listed.available(q, k, v):
-            seen = listed.of_tree(found, candidates, q.shape[2], self.block_q, self.block_k, self.sinks)
-            return listed.listed_attention(q, k, v, seen, scale=scale)
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        dense, past = runs[0].begin if runs else q.shape[2], k.shape[2] - q.shape[2]
+            # A tensor made of numbers of Python would be waited for.
+            begin = past - age + self.block_q * (math.ceil(q.shape[2] / self.block_q) - blocks)
+            end = begin + self.block_q * blocks
+            starts = torch.arange(begin, end, self.block_q, dtype=torch.int32, device=q.device)
+            seen = listed.of_tree(found, self._candidates(starts), q.shape[2], self.block_q, self.block_k, self.sinks)
+            return listed.attended(q, k, v, seen, scale=scale)
+        runs, scale = self._runs(q.shape[2], k.shape[2], age), q.shape[-1] ** -0.5 if scale is None else scale
+        dense = runs[0].begin if runs else q.shape[2]
         first = q[:, :, :dense], k[:, :, : past + dense], v[:, :, : past + dense]
         parts = [fused_attention(*first, causal=True, scale=scale)] if dense or not runs else []
         keys, values = Vectors(k, q.shape[1]), Vectors(v, q.shape[1])
@@ -227,9 +232,15 @@ class HiPAttention:
         bias[..., -most:].masked_fill_(hidden[:, None], -torch.inf)
         return begin[:, None] + away[:: self.block_k], kind, bias
 
-    def _candidates(self, position: int) -> int:
-        """Return N of a query block that begins at a position."""
-        return max(0, (position - self.window + 1 - self.sinks) // self.block_k)
+    def _candidates(self, position: Any) -> Any:
+        """Return N of query blocks that begin at a position or several; negative ones stand for 0."""
+        return (position - (self.window - 1 + self.sinks)) // self.block_k
+
+    def _searching(self, queries: int, length: int, age: int = 0) -> int:
+        """Return how many query blocks search, the last ones, or have searched `age` tokens ago."""
+        least = self.top_k + self.block_k + self.window - 1 + self.sinks  # the first position with N > n
+        blocks, dense = math.ceil(queries / self.block_q), -((length - queries - age - least) // self.block_q)
+        return blocks - min(max(dense, 0), blocks)
 
     def _runs(self, queries: int, length: int, age: int = 0) -> list[_Run]:
         """Return the query blocks that search, or have searched `age` tokens ago."""
@@ -286,52 +297,18 @@ def _by_run(function: Callable[..., Any], jobs: list[tuple[_Run, Any]], *tensors
     return [[x for _, x in group] for _, group in itertools.groupby(done, key=lambda pair: pair[0][0].begin)]
 
 
+def _check_finite(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuse NaN and infinity: a finite sum is proof in one pass; sums that overflow need the second look."""
+    total = sum(x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+    check_inputs(q, k, v, finite=not bool(torch.as_tensor(total).isfinite()))
+
+
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     check_inputs(q, k, v)
     if q.shape[2] > k.shape[2]:
         raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
     if 0 in (*q.shape[:2], q.shape[3], v.shape[3]):
         raise ValueError(f"only T may be 0; got q {tuple(q.shape)}, v {tuple(v.shape)}")
-
-
-def naive_hip_mask(hip: HiPAttention, q: Tensor, k: Tensor) -> Tensor:
-    """Return (B, H, T, S), True where `hip` attends, by the definition: node by node, all scores at hand.
-
-    Equal scores keep the earlier node.
-    """
-    (batch, heads, length, _), past = q.shape, k.shape[2] - q.shape[2]
-    scores = q @ common.repeat_heads(k, heads).mT
-    mask = common.causal_mask(length, k.shape[2]).repeat(batch, heads, 1, 1)
-    for b, h, begin in itertools.product(range(batch), range(heads), range(0, length, hip.block_q)):
-        end = min(begin + hip.block_q, length)
-        best = scores[b, h, list(range(end - 1, begin - 1, -hip.query_stride))].amax(dim=0)
-        first, total = hip.sinks, hip._candidates(past + begin)
-        of_block = best[first : first + total * hip.block_k].view(total, hip.block_k).amax(dim=1).tolist()
-        for block in set(range(total)) - _naive_search(hip, of_block):
-            mask[b, h, begin:end, first + block * hip.block_k : first + (block + 1) * hip.block_k] = False
-    return mask
-
-
-def _naive_search(hip: HiPAttention, scores: list[float]) -> set[int]:
-    """Return the blocks that a search over blocks of these scores ends with."""
-    n, total = hip.top_k // hip.block_k, len(scores)
-    bounds = [total * j // n for j in range(n + 1)]
-    nodes = list(itertools.pairwise(bounds)) if total > n else [(j, j + 1) for j in range(total)]
-    while any(end - start > 1 for start, end in nodes):  # first block, block after the last
-        halves = [half for start, end in nodes for half in ((start, (start + end) // 2), ((start + end) // 2, end))]
-        best = []
-        for start, end in halves:
-            if start < end:
-                best.append((-scores[(start + end) // 2 if hip.center else start], start, end))
-        nodes = sorted((start, end) for _, start, end in sorted(best)[:n])
-    return {start for start, _ in nodes}
-
-
-def naive_hip_attention(
-    hip: HiPAttention, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return what `hip` does without padding, by the definition: dense attention under `naive_hip_mask`."""
-    return common.dense_attention(q, k, v, scale=scale, mask=naive_hip_mask(hip, q, k), return_lse=True)
 
 
 @dataclass
@@ -378,7 +355,7 @@ def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 
         layer = module.layer_idx
         if layer < dense_layers or q.shape[2] != 1:
             return (dense if layer < dense_layers else hip)(q, k, v, scale=scale, key_mask=key_mask)[0]
-        check_inputs(q, k[:, :, -1:], v[:, :, -1:], finite=True)  # the cache holds what was checked before
+        _check_finite(q, k[:, :, -1:], v[:, :, -1:])  # the cache holds what was checked before
         whole = [(slice(None), slice(None), slice(None))]
         pieces = whole if key_mask is None else real_pieces(q, k, key_mask)
         starts = [(row, keys.start) for row, _, keys in pieces]

@@ -51,8 +51,10 @@ def sort_lsh(x: Tensor, directions: Tensor) -> Tensor:
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     signs = (x.to(exact) @ directions.to(x.device, exact) > 0).long()
-    bits = signs.cumsum(dim=-1) % 2
-    return (bits << torch.arange(directions.shape[1] - 1, -1, -1, device=x.device)).sum(dim=-1)
+    bucket = (signs << torch.arange(directions.shape[1] - 1, -1, -1, device=x.device)).sum(dim=-1)
+    for shift in (1, 2, 4, 8, 16):  # parities of 2, 4, 8, ... signs: a scan along so few is slow on a GPU
+        bucket ^= bucket >> shift
+    return bucket
 
 
 def block_sample_attention(
@@ -78,12 +80,15 @@ def block_sample_attention(
     if len(q) == 0:
         return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
 
-    def attend(place: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        b, g = (slice(i, i + 1) for i in place)
-        heads = q[b, group * place[1] : group * (place[1] + 1)]
-        return _estimate(heads, k[b, g], v[b, g], directions, samples[b, g], block_size, scale)
+    def attend(part: tuple[slice, slice]) -> tuple[Tensor, Tensor]:
+        b, g = part
+        heads = q[b, group * g.start : group * g.stop]
+        found = _estimate(heads, k[part], v[part], directions, samples[part], block_size, scale)
+        return found[0].flatten(0, 1), found[1].flatten(0, 1)
 
-    parts = each(attend, itertools.product(range(k.shape[0]), range(k.shape[1])), q, k, v)
+    at_once = max(1, _room(q.device) // max(1, group * q.shape[2] * q.shape[3]))
+    groups = min(at_once, k.shape[1])
+    parts = each(attend, itertools.product(_cut(k.shape[0], at_once // groups), _cut(k.shape[1], groups)), q, k, v)
     out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
     return out.view(*q.shape[:3], v.shape[3]), lse.view(q.shape[:3])
 
@@ -122,6 +127,16 @@ def _estimate(
     address = torch.arange(take_q.numel(), device=q.device).view(take_q.shape).transpose(2, 3).flatten(3).flatten(1, 2)
     back = address.gather(-1, q_place)
     return _take(out, back), lse.flatten().index_select(0, back.flatten()).view(back.shape) + (weight - coarse)
+
+
+def _room(device: torch.device) -> int:
+    """Return how many numbers of queries to sort and gather at a time; on a CPU a group of heads at a time is best."""
+    return 0 if device.type == "cpu" else 2**26
+
+
+def _cut(count: int, size: int) -> list[slice]:
+    """Return 0 .. count - 1 in slices of at most `size`."""
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def _inverse(order: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -34,7 +34,8 @@ from torch.nn import functional as F
 from workingpapers.errors import UserRemark, first_line
 from workingpapers.methods.attention import native_blocks, triton_blocks
 from workingpapers.methods.attention.common import check_inputs, dense_attention
-from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
+from workingpapers.methods.attention.padding import unseen
+from workingpapers.methods.attention.sparse_blocks import Blocks, Lines, places, shown
 
 Lists = tuple[Tensor, Tensor, Tensor, Tensor]
 """near (B, H, M), listed (B, H, M, n), columns and offsets (B, H, n) as kernels take them: int32, n = 0 for None."""
@@ -89,7 +90,8 @@ class Listed:
         return min(self.window or _FOREVER, _FOREVER)
 
 
-def _checked(seen: Listed, q: Tensor, k: Tensor, v: Tensor) -> Lists:
+def _check(seen: Listed, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Check what a caller made, down to its entries, for which a GPU has to wait."""
     check_inputs(q, k, v)
     (batch, heads, queries, _), past = q.shape, k.shape[2] - q.shape[2]
     if past < seen.lead:
@@ -98,26 +100,33 @@ def _checked(seen: Listed, q: Tensor, k: Tensor, v: Tensor) -> Lists:
     fits = seen.near.ndim == 3 and all(n in (1, m) for n, m in zip(seen.near.shape[:2], shape[:2], strict=True))
     if not fits or seen.near.shape[2] != shape[2] or seen.near.is_floating_point() or bool((seen.near < 0).any()):
         raise ValueError(f"near must be (B, H, M) = {shape} positions, 0 or more; got {seen.near!r}")
-    near = seen.near.expand(shape).to(torch.int32).contiguous()
-    listed = _entries("listed", seen.listed, shape, near)
-    columns, offsets = (_entries(name, getattr(seen, name), shape[:2], near) for name in ("columns", "offsets"))
+    for name, needed in (("listed", shape), ("columns", shape[:2]), ("offsets", shape[:2])):
+        _check_entries(name, getattr(seen, name), needed)
+    _, listed, columns, offsets = _lists(seen, q)
     if bool((offsets == 0).any()):
         raise ValueError("offsets must be 1 or more: a block's own keys are near")
     lines = (columns >= 0).any(dim=2) | (offsets >= 0).any(dim=2)
     if bool(((listed >= 0).flatten(2).any(dim=2) & lines).any()):
         raise ValueError("a head has listed blocks or lines, not both: keys would count twice")
-    return near, listed, columns, offsets
 
 
-def _entries(name: str, x: Tensor | None, shape: tuple[int, ...], near: Tensor) -> Tensor:
+def _check_entries(name: str, x: Tensor | None, shape: tuple[int, ...]) -> None:
     if x is None:
-        return near.new_empty(*shape, 0)
+        return
     if x.shape[:-1] != shape or x.is_floating_point():
         raise ValueError(f"{name} must be whole numbers {(*shape, 'n')}; got {x.dtype}, {tuple(x.shape)}")
     before, after = x[..., :-1], x[..., 1:]
     if bool((x < -1).any()) or bool(((after < before) | ((after == before) & (after >= 0))).any()):
         raise ValueError(f"{name} must rise, with -1 for none in front, and name nothing twice")
-    return x.to(torch.int32).contiguous()
+
+
+def _lists(seen: Listed, q: Tensor) -> Lists:
+    shape = *q.shape[:2], seen.near.shape[2]
+    near = seen.near.expand(shape)
+    listed = near.new_empty(*shape, 0) if seen.listed is None else seen.listed
+    columns, offsets = (near.new_empty(*shape[:2], 0) if x is None else x for x in (seen.columns, seen.offsets))
+    near, listed, columns, offsets = (x.to(torch.int32).contiguous() for x in (near, listed, columns, offsets))
+    return near, listed, columns, offsets
 
 
 def available(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -159,16 +168,21 @@ def _proven(kernel: ModuleType, device: torch.device, dtype: torch.dtype, d: int
             if worst > allowed:
                 raise ArithmeticError(f"it is off by {worst:.1e}, where {allowed:.0e} is allowed")
     except Exception as error:  # whatever Triton, its compiler or the driver raise
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-        module = kernel.__name__.rpartition(".")[2]
-        warnings.warn(
-            f"{module}, a kernel of sparse attention, fails its test on {name} with {dtype} of width {d}, so that "
-            f"slower operations of torch take its place: {first_line(error)}.",
-            UserRemark,
-            stacklevel=4,
-        )
+        refused(kernel, device, dtype, d, error)
         return False
     return True
+
+
+def refused(kernel: ModuleType, device: torch.device, dtype: torch.dtype, d: int, error: Exception) -> None:
+    """Say that a kernel fails its test, as a remark."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    module = kernel.__name__.rpartition(".")[2]
+    warnings.warn(
+        f"{module}, a kernel of sparse attention, fails its test on {name} with {dtype} of width {d}, so that slower "
+        f"operations of torch take its place: {first_line(error)}.",
+        UserRemark,
+        stacklevel=5,
+    )
 
 
 def listed_attention(
@@ -188,6 +202,16 @@ def listed_attention(
         ValueError: tensors that the kernel can't serve (see `available`), shapes that do not fit, lists that do not
             rise, or a head with both listed blocks and lines.
     """
+    _check(seen, q, k, v)
+    return attended(q, k, v, seen, scale=scale)
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, seen: Listed, *, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Do what `listed_attention` does with a pattern that this package has made itself, whose entries need no check.
+
+    Raises:
+        ValueError: tensors that the kernel can't serve.
+    """
     kernel = _kernel(q, k, v)
     if kernel is None:
         raise ValueError(f"no kernel serves {q.dtype} of width {q.shape[-1]} on {q.device} here, or gradients")
@@ -197,12 +221,11 @@ def listed_attention(
 def _attend(
     kernel: ModuleType, q: Tensor, k: Tensor, v: Tensor, seen: Listed, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    lists = _checked(seen, q, k, v)
-    out = q.new_zeros(*q.shape[:3], v.shape[3])
-    lse = q.new_full(q.shape[:3], -torch.inf, dtype=torch.float32)
     if 0 in (*q.shape, *v.shape):
-        return out, lse
-    kernel.launch(q, k, v, out, lse, seen, lists, q.shape[3] ** -0.5 if scale is None else scale)
+        return unseen(q, v)
+    out = q.new_empty(*q.shape[:3], v.shape[3])
+    lse = q.new_empty(q.shape[:3], dtype=torch.float32)
+    kernel.launch(q, k, v, out, lse, seen, _lists(seen, q), q.shape[3] ** -0.5 if scale is None else scale)
     return out, lse
 
 
@@ -216,54 +239,50 @@ def of_patterns(found: Sequence[Lines | Blocks], queries: int, length: int, bloc
         block_size: c.
     """
     first, lead = divmod(length - queries, block_size)
-    blocks = torch.arange(first, math.ceil(length / block_size), device=_device(found[0]))
-    near, listed, columns, offsets = (list[Tensor]() for _ in range(4))
-    nothing = blocks[:0]
-    for head in found:
-        distances, seen, rows = nothing, nothing, nothing.view(0).expand(len(blocks), 0)
-        if isinstance(head, Blocks):
-            rows = head.rows[first : first + len(blocks)].sort(dim=1).values
-        else:
-            wide = head.offsets[:, None] - torch.arange(block_size, device=head.offsets.device)
-            distances = torch.unique(wide[(wide > 0) & (wide < length)])
-            seen = head.columns[head.columns < length]
-        reach = int((distances == torch.arange(1, len(distances) + 1, device=distances.device)).sum())
-        near.append((blocks * block_size - reach).clamp(min=0))
-        for x, entries in zip((listed, columns, offsets), (rows, seen, distances[reach:]), strict=True):
-            x.append(entries)
-    return Listed(
-        torch.stack(near)[None],
-        block_size,
-        lead,
-        listed=_stack(listed),
-        block_k=block_size,
-        columns=_stack(columns),
-        offsets=_stack(offsets),
-    )
+    last = math.ceil(length / block_size)
+    device = (found[0].rows if isinstance(found[0], Blocks) else found[0].columns).device
+    starts = torch.arange(first * block_size, last * block_size, block_size, dtype=torch.int32, device=device)
+    nothing, own = starts.new_empty(last - first, 0), starts[:1] * 0  # a head of blocks has diagonal 0 alone
+    near, blocks, columns, offsets = starts.expand(len(found), -1), None, None, None
+    if any(isinstance(x, Blocks) for x in found):
+        blocks = _stack([x.rows[first:last] if isinstance(x, Blocks) else nothing for x in found])[None]
+    if any(isinstance(x, Lines) for x in found):
+        columns = _stack([x.columns if isinstance(x, Lines) else nothing[0] for x in found])[None]
+        diagonals = _stack([x.offsets if isinstance(x, Lines) else own for x in found], fill=0)
+        seen = shown(diagonals, length, block_size)
+        distance = torch.arange(1, length + 1, dtype=torch.int32, device=device)
+        hidden = distance.masked_fill(seen, length + 1).amin(dim=1, keepdim=True)  # the nearest that is not shown
+        near = (starts - hidden + 1).clamp(min=0)
+        far = F.pad(seen & (distance > hidden), (1, -1))  # from distance 0 to T - 1
+        offsets = places(far, min((diagonals.shape[1] - 1) * block_size, length), small=True)[None]
+    return Listed(near[None], block_size, lead, blocks, block_size, columns=columns, offsets=offsets)
 
 
-def _device(found: Lines | Blocks) -> torch.device:
-    return (found.rows if isinstance(found, Blocks) else found.columns).device
+def _stack(entries: list[Tensor], fill: int = -1) -> Tensor:
+    """Stack lists of H heads to (H, ..., n), those of one length at once, the shorter ones filled up in front."""
+    lengths = sorted({x.shape[-1] for x in entries})
+    if len(lengths) > 1:
+        parts: dict[int, Iterator[Tensor]] = {}
+        for n in lengths:
+            same = torch.stack([x for x in entries if x.shape[-1] == n])
+            parts[n] = iter(F.pad(same, (lengths[-1] - n, 0), value=fill))
+        entries = [next(parts[x.shape[-1]]) for x in entries]
+    return torch.stack(entries)
 
 
-def _stack(entries: list[Tensor]) -> Tensor | None:
-    """Stack lists of H heads, filled up in front, to (1, H, ..., n)."""
-    width = max(x.shape[-1] for x in entries)
-    return torch.stack([F.pad(x, (width - x.shape[-1], 0), value=-1) for x in entries])[None] if width else None
-
-
-def of_tree(found: Tensor, candidates: Sequence[int], queries: int, block_q: int, block_k: int, sinks: int) -> Listed:
+def of_tree(found: Tensor, candidates: Tensor, queries: int, block_q: int, block_k: int, sinks: int) -> Listed:
     """Return what HiP's search found.
 
     Args:
         found: (B, H, m, n) from `HiPAttention.search`: for the last m blocks of queries; those before them see all.
-        candidates: N of each of the m blocks: a block sees every key from sinks + b_k N on.
+        candidates: (m,) N of each of these blocks: a block sees every key from sinks + b_k N on.
         queries: T_q, counted from which on the blocks are.
         block_q, block_k, sinks: of the `HiPAttention`.
     """
     dense = math.ceil(queries / block_q) - found.shape[2]
-    near = torch.tensor([0] * dense + [sinks + block_k * n for n in candidates], device=found.device)
-    listed = F.pad(found, (0, 0, dense, 0), value=-1)
+    near, listed = candidates * block_k + sinks, found
+    if dense:
+        near, listed = F.pad(near, (dense, 0)), F.pad(found, (0, 0, dense, 0), value=-1)
     return Listed(near[None, None], block_q, listed=listed, block_k=block_k, sinks=sinks)
 
 
@@ -278,7 +297,8 @@ def naive_listed_attention(
     q: Tensor, k: Tensor, v: Tensor, seen: Listed, *, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Do what `listed_attention` does by the definition, row by row, in plain torch: T_q T memory."""
-    firsts, listed, columns, offsets = _checked(seen, q, k, v)
+    _check(seen, q, k, v)
+    firsts, listed, columns, offsets = _lists(seen, q)
     mask = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
     past, window = k.shape[2] - q.shape[2], seen.reach
     for b, h, row in itertools.product(*(range(n) for n in q.shape[:3])):

@@ -102,34 +102,55 @@ def lambda_attention(
         )
     if key_mask is not None and (key_mask.shape != (q.shape[0], length) or key_mask.dtype != torch.bool):
         raise ValueError(f"key_mask must be boolean ({q.shape[0]}, {length}); got {tuple(key_mask.shape)}")
-    start = q.new_zeros(1, dtype=torch.long) if key_mask is None else first_real(key_mask)
-    columns, past = start[:, None] + torch.arange(n_global, device=q.device), length - q.shape[2]
-    sinks: tuple[Tensor, ...] = ()
-    if length > n_local and n_global > 0:
-        sinks = tuple(sinks_of(x, columns, first, n_global) for x in (k, v))
-        sinks = rotate(sinks[0], _angles(inv_freq, columns, 0)[:, None]), sinks[1]
-    tail_k, tail_v = (x[:, :, n_global:] if first else x for x in (k, v))
+    past = length - q.shape[2]
+    sinks = _sinks(k, v, first, n_global, key_mask) if length > n_local and n_global > 0 else None
+    if sinks:
+        keys, values, columns = sinks
+        angles = _angles(inv_freq, columns, 0)
+        if q.shape[2] == 1:  # instead of the query, the sinks turn by its angle, the other way round
+            angles = angles - _angles(inv_freq, columns.new_full((1,), past), limit)
+        keys = rotate(keys, angles[:, None])
 
-    step = ROWS if q.device.type == "cpu" else max(1, q.shape[2])
-
-    def attend(low: int) -> Tensor:
-        high = min(low + step, q.shape[2])
-        rows, seen = q[:, :, low:high], slice(past + high - first)
-        tail_mask = None if key_mask is None else key_mask[:, first : past + high]
-        near = tail_k[:, :, seen], tail_v[:, :, seen]
-        out, lse = window_attention(rows, *near, window=n_local, scale=scale, key_mask=tail_mask)
-        if past + high <= n_local or not sinks:  # which are in every window
-            return out
-        queries = torch.arange(past + low, past + high, device=q.device)
+    def to_sinks(low: int, high: int, all_seen: bool) -> tuple[Tensor, Tensor]:
+        queries, rows = torch.arange(past + low, past + high, device=q.device), q[:, :, low:high]
+        rows = rows if q.shape[2] == 1 else rotate(rows, _angles(inv_freq, queries, limit))
+        if all_seen:
+            return fused_attention(rows, keys, values, scale=scale)
         visible = queries[:, None] - columns[:, None, :] >= n_local  # (B or 1, rows, n_global)
         if key_mask is not None:
             visible = visible & key_mask.gather(1, columns.clamp(max=length - 1))[:, None, :]
-        far_q = rotate(rows, _angles(inv_freq, queries, limit))
-        far = fused_attention(far_q, *sinks, scale=scale, mask=visible[:, None])
-        return merge(out, lse, *far)[0]
+        return fused_attention(rows, keys, values, scale=scale, mask=visible[:, None])
 
-    out = torch.cat(each(attend, range(0, max(1, q.shape[2]), step), q, k, v), dim=2)
+    step = ROWS if q.device.type == "cpu" else max(1, q.shape[2])
+
+    def attend(low: int) -> list[Tensor]:
+        high = min(low + step, q.shape[2])
+        tail_mask = None if key_mask is None else key_mask[:, first : past + high]
+        near = (x[:, :, n_global if first else 0 : past + high + k.shape[2] - length] for x in (k, v))
+        out, lse = window_attention(q[:, :, low:high], *near, window=n_local, scale=scale, key_mask=tail_mask)
+        if not sinks:
+            return [out]
+        # Before `late` all sinks are in the window, from `full` on none is, without padding: it moves them within rows.
+        late = min(max(low, n_local - past), high)
+        full = high if key_mask is not None else min(max(low, n_local - past + n_global - 1), high)
+        parts = [out[:, :, : late - low]] if late > low else []
+        for begin, end in itertools.pairwise(sorted({late, full, high})):
+            rows = slice(begin - low, end - low)
+            parts.append(merge(out[:, :, rows], lse[:, :, rows], *to_sinks(begin, end, begin == full))[0])
+        return parts
+
+    parts = list(itertools.chain(*each(attend, range(0, max(1, q.shape[2]), step), q, k, v)))
+    out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return out if key_mask is None else out.masked_fill(~key_mask[:, None, -q.shape[2] :, None], 0.0)
+
+
+def _sinks(k: Tensor, v: Tensor, first: int, n_global: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and columns (B or 1, n) of the sinks."""
+    if key_mask is None:
+        columns = torch.arange(min(n_global, k.shape[2]), device=k.device)[None]
+        return k[:, :, :n_global], v[:, :, :n_global], columns
+    columns = first_real(key_mask)[:, None] + torch.arange(n_global, device=k.device)
+    return sinks_of(k, columns, first, n_global), sinks_of(v, columns, first, n_global), columns
 
 
 def window_attention(
@@ -159,7 +180,7 @@ def window_attention(
         return _by_row(q, k, v, window, scale, key_mask)
     if q.shape[2] >= block and listed.available(q, k, v):
         seen = listed.of_window(q.shape[2], k.shape[2], window, device=q.device)
-        return listed.listed_attention(q, k, v, seen, scale=scale)
+        return listed.attended(q, k, v, seen, scale=scale)
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     head = min(length, max(0, window - past))  # queries that still see the first key
     body = (length - head) // block * block

@@ -26,7 +26,8 @@ search. Theirs can drop a block-sparse row's own block; and runs A-shape and blo
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from workingpapers.errors import nearest
 from workingpapers.methods.attention import common, listed
 from workingpapers.methods.attention.choices import load_choice, save_choice
 from workingpapers.methods.attention.common import Model, check_inputs, dense_attention, repeat_heads
-from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.fused import fused_attention, joined
 from workingpapers.methods.attention.minference_patterns import (
     KINDS,
     AShape,
@@ -47,11 +48,11 @@ from workingpapers.methods.attention.minference_patterns import (
     Pattern,
     VerticalSlash,
     check_sizes,
+    find_all,
     naive_mask,
 )
 from workingpapers.methods.attention.padding import unseen
 from workingpapers.methods.attention.parallel import each
-from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
 
 CANDIDATES: tuple[Pattern, ...] = (
     AShape(100, 800),
@@ -90,38 +91,38 @@ def minference_attention(
     """
     heads = _checked(q, k, v, patterns, block_size, key_mask)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    past, rows = k.shape[2] - q.shape[2], [slice(b, b + 1) for b in range(q.shape[0])]
+    if key_mask is None and rows:
+        return joined([_attend(q[b], k[b], v[b], heads, block_size, scale) for b in rows])
     out, lse = unseen(q, v)
-    past = k.shape[2] - q.shape[2]
-    for b in range(q.shape[0]):
-        real = slice(None) if key_mask is None else key_mask[b]
-        rows = real if isinstance(real, slice) else real[past:]
-        queries, keys, values = q[b, :, rows], k[b, :, real], v[b, :, real]
-        sound = all(bool(x.sum().isfinite()) for x in (queries, keys, values))  # sums of large numbers may not be
-        check_inputs(queries[None], keys[None], values[None], finite=not sound)
-        if queries.shape[1] == 0:
-            continue
-        for h, found in enumerate(_attend(queries, keys, values, heads, block_size, scale)):
-            out[b, h, rows], lse[b, h, rows] = found
+    for b, real in zip(rows, key_mask if key_mask is not None else (), strict=True):
+        found = _attend(q[b, :, real[past:]], k[b, :, real], v[b, :, real], heads, block_size, scale)
+        out[b, :, real[past:]], lse[b, :, real[past:]] = found
     return out, lse
 
 
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, heads: Sequence[Pattern], block_size: int, scale: float
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return out (T_q, d_v) and lse (T_q) of each head in one sequence, q (H_q, T_q, d), k and v (H_kv, T, ...)."""
-    group = q.shape[0] // k.shape[0]
-
-    def find(h: int) -> Lines | Blocks:
-        return heads[h].find(q[h], k[h // group], block_size=block_size, scale=scale)
+) -> tuple[Tensor, Tensor]:
+    """Attend in one sequence, B = 1, without padding."""
+    exact = torch.promote_types(q.dtype, torch.float32)
+    total = q.sum(dtype=exact) + k.sum(dtype=exact) + v.sum(dtype=exact)
+    check_inputs(q, k, v, finite=not math.isfinite(total))  # that of large numbers may not be finite
+    if q.shape[2] == 0:
+        return unseen(q, v)
+    if listed.available(q, k, v):
+        found = find_all(q[0], k[0], heads, block_size, scale)
+        seen = listed.of_patterns(found, q.shape[2], k.shape[2], block_size)
+        return listed.attended(q, k, v, seen, scale=scale)
+    group = q.shape[1] // k.shape[1]
 
     def attend(h: int) -> tuple[Tensor, Tensor]:
-        return find(h).attend(q[h], k[h // group], v[h // group], block_size=block_size, scale=scale)
+        queries, keys, values = q[0, h], k[0, h // group], v[0, h // group]
+        [lines] = heads[h].find(queries[None], keys[None], block_size=block_size, scale=scale)
+        return lines.attend(queries, keys, values, block_size=block_size, scale=scale)
 
-    if listed.available(q, k, v):
-        seen = listed.of_patterns(each(find, range(len(heads)), q, k), q.shape[1], k.shape[1], block_size)
-        out, lse = listed.listed_attention(q[None], k[None], v[None], seen, scale=scale)
-        return zip(out[0], lse[0], strict=True)
-    return each(attend, range(len(heads)), q, k, v)
+    out, lse = zip(*each(attend, range(len(heads)), q, k, v), strict=True)
+    return torch.stack(out)[None], torch.stack(lse)[None]
 
 
 def _checked(
@@ -297,22 +298,12 @@ def measure(model: Any, input_ids: Tensor, choices: Sequence[MInference]) -> tup
             patterns, size = choice.heads[layer], choice.block_size
             kept = recovered_mass(q, k, patterns, block_size=size, scale=scale, lse=lse)
             mass[c, layer] = kept[:, :, length // 12 :].mean(dim=(0, 2)).cpu()
-            for found in _found(q, k, patterns, size, scale):
+            for b in range(len(q)):
+                found = find_all(q[b], k[b], patterns, size, scale)
                 share[c, layer] += torch.tensor([x.entries(length, size) for x in found])
 
     _observe(model, input_ids, look)
     return mass, share / (len(input_ids) * length * (length + 1) / 2)
-
-
-def _found(
-    q: Tensor, k: Tensor, patterns: Sequence[Pattern], block_size: int, scale: float
-) -> list[list[Lines | Blocks]]:
-    """Return what the heads find in each sequence of a batch."""
-    keys = repeat_heads(k, q.shape[1])
-    return [
-        [p.find(q[b, h], keys[b, h], block_size=block_size, scale=scale) for h, p in enumerate(patterns)]
-        for b in range(len(q))
-    ]
 
 
 def search(
@@ -343,7 +334,7 @@ def freeze(model: Any, input_ids: Tensor, choice: MInference) -> MInference:
     heads: list[tuple[Pattern, ...]] = [()] * len(choice.heads)
 
     def look(layer: int, q: Tensor, k: Tensor, lse: Tensor, scale: float) -> None:
-        heads[layer] = tuple(_found(q, k, choice.heads[layer], choice.block_size, scale)[0])
+        heads[layer] = tuple(find_all(q[0], k[0], choice.heads[layer], choice.block_size, scale))
 
     _observe(model, input_ids, look)
     return MInference(tuple(heads), choice.block_size)

@@ -1,12 +1,16 @@
 """The patterns of MInference: which keys a head's blocks of queries see, estimated from a prompt's queries and keys.
 
-Each pattern has sizes and a `find`, which takes the queries (T_q, d) and the keys (T, d) of a head, the queries being
-the last T_q of T positions, and returns the `Lines` or `Blocks` to compute; these are patterns too, which stay the same
-for every prompt. `minference` has the equations and the source.
+Each pattern has sizes and a `find`, which takes the queries (H, T_q, d) of some heads and the keys (G, T, d) that they
+share, the queries being the last T_q of T positions, and returns the `Lines` or `Blocks` to compute in each of the H
+heads; these are patterns too, which stay the same for every prompt. An estimate is made for all heads at once, by
+operations for which no GPU has to wait. `minference` has the equations and the source.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from workingpapers.methods.attention.common import causal_mask
-from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
+from workingpapers.methods.attention.parallel import each
+from workingpapers.methods.attention.sparse_blocks import Blocks, Lines, places, unchecked
 
 
 def check_sizes(pattern: Any, **least: int) -> None:
@@ -36,10 +40,10 @@ class AShape:
     def __post_init__(self) -> None:
         check_sizes(self, n_init=0, n_local=1)
 
-    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Lines:
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> list[Lines]:
         """Return the same lines for every prompt."""
-        lines = torch.arange(len(k), device=k.device)
-        return Lines(lines[: self.n_init], lines[: self.n_local])
+        lines = torch.arange(k.shape[1], device=k.device)
+        return [unchecked(Lines, columns=lines[: self.n_init], offsets=lines[: self.n_local])] * len(q)
 
 
 @dataclass(frozen=True)
@@ -66,27 +70,43 @@ class VerticalSlash:
                 object.__setattr__(self, name, value)
         check_sizes(self, n_first=0, n_near=1)
 
-    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Lines:
-        """Return the lines for the queries (T_q, d) and keys (T, d) of a head."""
-        length, rows = len(k), min(self.last_q, len(q))
+    @torch.no_grad()
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> list[Lines]:
+        """Return the lines for the queries (H, T_q, d) and keys (G, T, d) of heads."""
+        heads, length, rows = len(q), k.shape[1], min(self.last_q, q.shape[1])
         exact = torch.promote_types(q.dtype, torch.float32)
-        scores = q.new_full((rows, rows + length), -torch.inf, dtype=exact)
-        scores[:, rows:] = (q[len(q) - rows :].to(exact) * scale) @ k.to(exact).T
-        scores[:, length:].masked_fill_(~causal_mask(rows, rows, k.device), -torch.inf)
+        scores = F.pad(_products(q[:, -rows:].to(exact) * scale, k.to(exact)), (rows, 0), value=-torch.inf)
+        later = torch.ones(rows, rows, dtype=torch.bool, device=k.device).triu(1)
+        scores[..., length:].masked_fill_(later, -torch.inf)
         weights = scores.softmax(dim=-1)
         # (r, j) stands in column rows + j; where rows start one later each, all of diagonal o is in column T - 1 - o.
-        diagonals = weights.as_strided((rows, length), (rows + length + 1, 1), 1).sum(dim=0).flip(0)
-        columns = _largest(weights[:, rows:].sum(dim=0), self.n_vertical, self.n_first or 0)
-        return Lines(columns, _largest(diagonals, self.n_slash, self.n_near or 1))
+        strides = weights.stride(0), weights.stride(1) + 1, 1
+        diagonals = weights.as_strided((heads, rows, length), strides, 1).sum(dim=1).flip(1)
+        sums = torch.stack([weights[..., rows:].sum(dim=1), diagonals])
+        columns, offsets = _largest(sums, (self.n_vertical, self.n_first or 0), (self.n_slash, self.n_near or 1))
+        return [unchecked(Lines, columns=c, offsets=o) for c, o in zip(columns, offsets, strict=True)]
 
 
-def _largest(sums: Tensor, count: int, forced: int) -> Tensor:
-    """Return where the largest sums are, the first `forced` counting as such, in rising order."""
-    sums[:forced] = torch.inf
-    count = min(count, len(sums))
-    least = sums.topk(count, sorted=False).values.amin() if count else torch.inf
+def _products(q: Tensor, k: Tensor) -> Tensor:
+    """Return q k^T (H, m, n) for q (H, m, d) and k (G, n, d)."""
+    together = q.reshape(len(k), -1, q.shape[2])  # heads that share keys
+    return (together @ k.mT).view(*q.shape[:2], k.shape[1])
+
+
+def _largest(sums: Tensor, *sizes: tuple[int, int]) -> list[Tensor]:
+    """Return where along the last dimension the largest are, rising, in each of some kinds of sums (kinds, ..., n).
+
+    Sizes are how many of a kind to find, and how many of its first ones count as the largest.
+    """
+    counts = [min(count, sums.shape[-1]) for count, _ in sizes]
+    for kind, (_, forced) in zip(sums, sizes, strict=True):
+        kind[..., :forced] = torch.inf
+    tops = [kind.topk(max(1, n), sorted=False).values for kind, n in zip(sums, counts, strict=True)]
+    least = torch.stack([top.amin(-1, keepdim=True) for top in tops])
     above, equal = sums > least, sums == least  # of equal sums the first count
-    return (above | (equal & (equal.cumsum(0) <= count - above.sum()))).nonzero().flatten()
+    free = torch.stack([n - more for n, more in zip(counts, above.sum(-1, keepdim=True), strict=True)])
+    kept = places(above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= free)), max(counts))
+    return [x[..., max(counts) - n :] for x, n in zip(kept, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -98,28 +118,37 @@ class BlockSparse:
     def __post_init__(self) -> None:
         check_sizes(self, n_blocks=1)
 
-    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Blocks:
-        """Return the blocks for the queries (T_q, d) and keys (T, d) of a head."""
-        past = len(k) - len(q)
-        scores = _means(q, past % block_size, block_size) @ _means(k, 0, block_size).T * scale
-        first = past // block_size
-        number = torch.arange(first, first + len(scores), device=k.device)[:, None]
-        other = torch.arange(scores.shape[1], device=k.device)
-        scores = scores.masked_fill(other > number, -torch.inf).masked_fill(other == number, torch.inf)
-        kept = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.n_blocks]
-        rows = kept.masked_fill(kept > number, -1).sort(dim=1).values
-        return Blocks(F.pad(rows, (0, 0, first, 0), value=-1))
+    @torch.no_grad()
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> list[Blocks]:
+        """Return the blocks for the queries (H, T_q, d) and keys (G, T, d) of heads."""
+        first, lead = divmod(k.shape[1] - q.shape[1], block_size)
+        scores = _products(_means(q, lead, block_size), _means(k, 0, block_size)).mul_(scale)
+        number = torch.arange(first, first + scores.shape[1], device=k.device)[:, None]
+        other = torch.arange(scores.shape[2], device=k.device)
+        scores.masked_fill_(other > number, -torch.inf).masked_fill_(other == number, torch.inf)
+        [kept] = _largest(
+            scores[None], (self.n_blocks, 0)
+        )  # in rows with fewer before them, later ones stand behind those
+        rows = (kept - (kept.shape[2] - 1 - number).clamp(min=0)).clamp(min=-1)
+        return [unchecked(Blocks, rows=x) for x in (F.pad(rows, (0, 0, first, 0), value=-1) if first else rows)]
 
 
 def _means(x: Tensor, lead: int, size: int) -> Tensor:
-    """Return the mean of each block of x (T, d), the first of which lacks its first `lead` rows."""
+    """Return (H, N, d) the mean of each block of x (H, T, d), the first of which lacks its first `lead` rows."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    block = torch.arange(lead, lead + len(x), device=x.device) // size
-    sums = x.new_zeros(int(block[-1]) + 1, x.shape[1], dtype=exact).index_add(0, block, x.to(exact))
-    return sums / block.bincount()[:, None]
+    begin = min(-lead % size, x.shape[1])
+    count = (x.shape[1] - begin) // size
+    first, whole, last = torch.split(x, [begin, count * size, x.shape[1] - begin - count * size], dim=1)
+    means = [torch.unflatten(whole, 1, (count, size)).mean(dim=2, dtype=exact)]
+    means = [first.mean(dim=1, keepdim=True, dtype=exact)] * (begin > 0) + means
+    means += [last.mean(dim=1, keepdim=True, dtype=exact)] * (last.shape[1] > 0)
+    return torch.cat(means, dim=1) if len(means) > 1 else means[0]
 
 
 Pattern = AShape | VerticalSlash | BlockSparse | Lines | Blocks
+ROOM = 2**26
+"""Numbers that an estimate holds at a time, 256 MiB of float32, unless a head alone takes more."""
+
 KINDS: dict[str, type[Pattern]] = {
     "a_shape": AShape,
     "vertical_slash": VerticalSlash,
@@ -127,6 +156,47 @@ KINDS: dict[str, type[Pattern]] = {
     "lines": Lines,
     "blocks": Blocks,
 }
+
+
+def heads_at_once(pattern: Pattern, q: Tensor, k: Tensor, block_size: int) -> int:
+    """Return for how many heads one `find` is best: one on a CPU, elsewhere as many as `ROOM` allows."""
+    if q.device.type == "cpu":
+        return 1
+    room, queries, length = 1, q.shape[1], k.shape[1]
+    if isinstance(pattern, VerticalSlash):
+        room = max(min(pattern.last_q, queries), k.shape[2]) * length
+    elif isinstance(pattern, BlockSparse):
+        room = (queries // block_size + 2) * (length // block_size + 1)
+    return max(1, ROOM // room)
+
+
+def find_all(q: Tensor, k: Tensor, heads: Sequence[Pattern], block_size: int, scale: float) -> list[Lines | Blocks]:
+    """Return what each head finds in one sequence, q (H_q, T_q, d), k (H_kv, T, d).
+
+    On a CPU heads are looked at side by side, elsewhere all that have the same pattern at once.
+    """
+    group, alike = q.shape[0] // k.shape[0], dict[Pattern, list[int]]()
+    for h, pattern in enumerate(heads):
+        alike.setdefault(pattern, []).append(h)
+    pieces: list[list[int]] = []
+    for pattern, same in alike.items():
+        count = heads_at_once(pattern, q, k, block_size)
+        pieces += [same[i : i + count] for i in range(0, len(same), count)]
+
+    def find(piece: list[int]) -> Sequence[Lines | Blocks]:
+        shared = Counter(h // group for h in piece)
+        even = len(set(shared.values())) == 1  # else each head gets keys of its own
+        keys = _some(k, list(shared if even else shared.elements()))
+        return heads[piece[0]].find(_some(q, piece), keys, block_size=block_size, scale=scale)
+
+    found = zip(itertools.chain(*pieces), itertools.chain(*each(find, pieces, q, k)), strict=True)
+    return [x for _, x in sorted(found, key=lambda pair: pair[0])]
+
+
+def _some(x: Tensor, heads: Sequence[int]) -> Tensor:
+    """Return heads of x (H, T, d), as a view if they are neighbours."""
+    begin, end = heads[0], heads[-1] + 1
+    return x[begin:end] if len(heads) == end - begin else torch.stack([x[h] for h in heads])
 
 
 def naive_mask(pattern: Pattern, q: Tensor, k: Tensor, *, block_size: int = 64, scale: float) -> Tensor:

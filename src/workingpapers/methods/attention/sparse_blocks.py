@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,33 @@ GATHERED = 2**12
 
 ROWS = 2**11
 """Queries at a time: few enough that what is merged stays in caches, enough to keep the calls' own time small."""
+
+Made = TypeVar("Made")
+
+
+def unchecked(kind: type[Made], **fields: object) -> Made:
+    """Make a dataclass of what this package has found itself, without the checks, for which a GPU has to wait."""
+    made = object.__new__(kind)
+    vars(made).update(fields)
+    return made
+
+
+def places(mask: Tensor, width: int, *, small: bool = False) -> Tensor:
+    """Return where the last dimension of a mask (..., n) is true: (..., width), rising, with -1 in front if fewer.
+
+    They are int64, or int32 if `small`.
+    """
+    counts = mask.cumsum(-1, dtype=torch.int32)
+    wanted = counts[..., -1:] + torch.arange(1 - width, 1, dtype=torch.int32, device=mask.device)
+    return torch.searchsorted(counts, wanted, out_int32=small).masked_fill_(wanted < 1, -1)
+
+
+def shown(offsets: Tensor, length: int, block_size: int) -> Tensor:
+    """Return (..., T) whether diagonals (..., m) show a block what is 1, 2, ... T positions before its start."""
+    end = length + block_size
+    hit = torch.zeros(*offsets.shape[:-1], end + 1, dtype=torch.int32, device=offsets.device)
+    total = hit.scatter_(-1, offsets.long().clamp(max=end), 1).cumsum(-1, dtype=torch.int32)
+    return total[..., block_size:end] > total[..., :length]
 
 
 class Cut:
@@ -182,19 +210,19 @@ class Lines:
         if len(self.offsets) == 0 or self.offsets[0] != 0:
             raise ValueError(f"offsets must start with 0, the query's own position; got {self.offsets!r}")
 
-    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Lines:
-        """Return itself, whatever the prompt, on the device of the keys."""
-        return Lines(self.columns.to(k.device), self.offsets.to(k.device))
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> list[Lines]:
+        """Return itself for each head of q, whatever the prompt, on the device of the keys."""
+        return [unchecked(Lines, columns=self.columns.to(k.device), offsets=self.offsets.to(k.device))] * len(q)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, block_size: int, scale: float) -> tuple[Tensor, Tensor]:
         """Return out (T_q, d_v) and lse (T_q,) for one head, see `Cut`."""
-        shown = self._shown(len(k), block_size)
-        reach = int(shown[1:].long().cumprod(0).sum())  # what is shown right before a block
-        far = shown[reach + 1 :].nonzero().flatten() + reach + 1
+        seen = shown(self.offsets, len(k), block_size)
+        reach = int(seen.long().cumprod(0).sum())  # what is shown right before a block
+        far = seen[reach:].nonzero().flatten() + reach + 1
         columns = self.columns[self.columns < len(k)]
         keys, values = k[columns], v[columns]
         hidden = int(far[-1]) if len(far) else 0  # positions before the first that blocks might look at
-        alone = F.pad(torch.ones_like(shown[1:]).index_fill(0, columns, False), (hidden, 0))
+        alone = F.pad(torch.ones_like(seen).index_fill(0, columns, False), (hidden, 0))
 
         def look(cut: Cut) -> None:
             starts = cut.blocks[:, None] * block_size
@@ -210,23 +238,13 @@ class Lines:
 
     def entries(self, length: int, block_size: int) -> int:
         """Return how many of the T (T + 1) / 2 causal pairs a head scores."""
-        shown = self._shown(length, block_size)
+        seen = shown(self.offsets, length, block_size)
         starts = torch.arange(0, length, block_size, device=self.columns.device)
-        earlier = shown[1:].cumsum(0)[(starts - 1).clamp(min=0)] * (starts > 0)
+        earlier = seen.cumsum(0)[(starts - 1).clamp(min=0)] * (starts > 0)
         for some in torch.split(torch.arange(len(starts)), 256):
-            earlier[some] += self._alone(starts[some], shown).sum(dim=1)
+            before = starts[some, None] - self.columns
+            earlier[some] += ((before > 0) & ~seen[(before - 1).clamp(min=0)]).sum(dim=1)  # by columns alone
         return _entries(earlier, length, block_size)
-
-    def _shown(self, length: int, block_size: int) -> Tensor:
-        """Return (T + 1,) booleans: whether diagonals show a block what is 0, 1, ... T positions before its start."""
-        hit = torch.zeros(1, length + block_size, device=self.offsets.device)
-        hit[0, self.offsets[self.offsets < length + block_size]] = 1
-        return F.max_pool1d(hit, block_size, 1)[0] > 0
-
-    def _alone(self, starts: Tensor, shown: Tensor) -> Tensor:
-        """Return (g, n) which columns blocks see that start at `starts` (g,), and by no diagonal."""
-        before = (starts[:, None] - self.columns).clamp(min=0)
-        return (before > 0) & ~shown[before]
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +253,7 @@ class Blocks:
 
     Args:
         rows: (N, n) the blocks of keys for each of N blocks of queries, the own one being seen anyway; -1 for none.
+            They are kept in rising order.
     """
 
     rows: Tensor
@@ -246,16 +265,17 @@ class Blocks:
         ordered = self.rows.sort(dim=1).values
         if bool(((ordered.diff(dim=1) == 0) & (ordered[:, 1:] >= 0)).any()):
             raise ValueError("rows must name each block of keys once")
+        object.__setattr__(self, "rows", ordered)
 
-    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> Blocks:
-        """Return itself, on the device of the keys.
+    def find(self, q: Tensor, k: Tensor, *, block_size: int, scale: float) -> list[Blocks]:
+        """Return itself for each head of q, on the device of the keys.
 
         Raises:
             ValueError: a prompt that is longer than the one for which the blocks were found.
         """
-        if len(k) > len(self.rows) * block_size:
-            raise ValueError(f"blocks for at most {len(self.rows) * block_size} tokens cannot serve {len(k)}")
-        return Blocks(self.rows.to(k.device))
+        if k.shape[1] > len(self.rows) * block_size:
+            raise ValueError(f"blocks for at most {len(self.rows) * block_size} tokens cannot serve {k.shape[1]}")
+        return [unchecked(Blocks, rows=self.rows.to(k.device))] * len(q)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, block_size: int, scale: float) -> tuple[Tensor, Tensor]:
         """Return out (T_q, d_v) and lse (T_q,) for one head, see `Cut`."""

@@ -1,7 +1,6 @@
 """The kernel of `listed` on a GPU, in Triton: keys are read where they lie, so time is that of the scores.
 
-It wants Triton and an NVIDIA GPU since Ampere, or Triton's interpreter, anywhere, for tests. It has been compiled for
-such GPUs, but has run in the interpreter alone.
+It wants Triton and an NVIDIA GPU since Ampere, or Triton's interpreter, anywhere, for tests. It has run on an H100.
 
 Source: the online softmax in tiles is that of Dao, "FlashAttention-2", ICLR 2024, arXiv 2307.08691.
 """
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from workingpapers.methods.attention.listed import Listed, Lists
@@ -59,18 +59,22 @@ def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seen: List
     tile_k = max(16, min(TILE, 1 << room.bit_length() >> 1))
     tile_q = max(16, min(128, 1 << (min(seen.block_q, seen.lead + queries) - 1).bit_length()))
     tiles = math.ceil(seen.block_q / tile_q)
-    starts = length - queries - seen.lead + seen.block_q * torch.arange(blocks, device=q.device, dtype=torch.int32)
-    ends = _count(columns, near.minimum(starts) - 1), _count(offsets, starts.expand_as(near).contiguous())
+    lines = columns.shape[2] + offsets.shape[2] > 0
+    bounds, shown = (near, near), near  # which are not read without lines
+    if lines:
+        first = length - queries - seen.lead
+        starts = torch.arange(first, first + blocks * seen.block_q, seen.block_q, device=q.device, dtype=torch.int32)
+        bounds = _bounds(columns, near.minimum(starts) - 1), _bounds(offsets, starts.expand_as(near))
+        shown = _shown(columns, offsets, length)
     with torch.cuda.device(q.device if q.is_cuda else -1):
         attend[(blocks * tiles, batch * heads)](
-            *(q, k, v, out, lse, near, listed, _skip(listed), columns, _skip(columns), ends[0]),
-            *(offsets, _skip(offsets), ends[1], _shown(columns, offsets, length)),
+            *(q, k, v, out, lse, near, listed, _skip(listed), columns, bounds[0], offsets, bounds[1], shown),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], heads, heads // k.shape[1], queries, length, blocks),
             *(seen.block_q, seen.lead, seen.sinks, seen.reach),
             *(listed.shape[3], columns.shape[2], offsets.shape[2], scale * math.log2(math.e)),
             *(
                 listed.shape[3] > 0,
-                columns.shape[2] + offsets.shape[2] > 0,
+                lines,
                 seen.block_k,
                 tiles,
                 tile_q,
@@ -86,15 +90,16 @@ def launch(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, seen: List
 
 
 def _skip(entries: Tensor) -> Tensor:
-    """Return how many entries of each list are none."""
-    return (entries < 0).sum(dim=-1, dtype=torch.int32)
+    """Return how many entries of each list are none, anything for lists that are not read."""
+    return (entries < 0).sum(dim=-1, dtype=torch.int32) if entries.shape[-1] else entries
 
 
-def _count(entries: Tensor, last: Tensor) -> Tensor:
-    """Return how many entries of the lists (B, H, n) are from 0 to `last` (B, H, M)."""
+def _bounds(entries: Tensor, last: Tensor) -> Tensor:
+    """Return (B, H, M + 1) how many entries of (B, H, n) are none, then how many are at most `last` (B, H, M)."""
+    last = F.pad(last, (1, 0), value=-1)
     if entries.shape[2] == 0:
         return torch.zeros_like(last)
-    return torch.searchsorted(entries, last, right=True, out_int32=True) - _skip(entries)[..., None]
+    return torch.searchsorted(entries, last, right=True, out_int32=True)
 
 
 def _shown(columns: Tensor, offsets: Tensor, length: int) -> Tensor:

@@ -47,7 +47,7 @@ if find_spec("triton"):  # the package is complete, and can be listed, without i
     @triton.jit(do_not_specialize=SIZES)
     def attend(
         q, k, v, out, lse,
-        near, listed, listed_skip, columns, columns_skip, columns_count, offsets, offsets_skip, offsets_count, shown,
+        near, listed, listed_skip, columns, columns_bounds, offsets, offsets_bounds, shown,
         q_batch, q_head, q_step, k_batch, k_head, k_step, v_batch, v_head, v_step,
         heads, group, queries, length, blocks, block_q, lead, sinks, window, n_listed, n_columns, n_offsets, factor,
         LISTED: tl.constexpr, LINES: tl.constexpr, BLOCK_K: tl.constexpr, TILES: tl.constexpr,
@@ -92,10 +92,13 @@ if find_spec("triton"):  # the package is complete, and can be listed, without i
                 )  # fmt: skip
 
         if LINES:  # first the offsets, then the columns
-            offsets += tl.load(offsets_skip + owner)
-            columns += tl.load(columns_skip + owner)
-            far = tl.load(offsets_count + owner * blocks + block)
-            count = far + tl.load(columns_count + owner * blocks + block)
+            offsets_bounds += owner * (blocks + 1)
+            columns_bounds += owner * (blocks + 1)
+            none, none_of_columns = tl.load(offsets_bounds), tl.load(columns_bounds)
+            offsets += none
+            columns += none_of_columns
+            far = tl.load(offsets_bounds + 1 + block) - none
+            count = far + tl.load(columns_bounds + 1 + block) - none_of_columns
             for i in range(0, count, TILE_K):
                 back = i + n < far
                 alone = (i + n >= far) & (i + n < count)
