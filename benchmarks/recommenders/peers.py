@@ -122,13 +122,25 @@ def data(name: str, source: str, rows: int) -> Data:
     return Data(schema, encoded[train], torch.from_numpy(labels[~held]), encoded[test], labels[held])
 
 
-Trained = tuple[Callable[[], None], Callable[[], NDArray[Any]]]  # trains; returns the held-out rows' scores
+@dataclass(frozen=True)
+class Learner:
+    """A library's model: the network, what trains it for some epochs, and what scores rows."""
+
+    network: nn.Module
+    fit: Callable[[int], None]
+    scores: Callable[[Rows], NDArray[Any]]
 
 
-def ours(name: str, data: Data, seed: int) -> Trained:
+Maker = Callable[[str, Data, int, float], Learner]  # of a model's name, data, a seed and Adam's learning rate
+
+
+def ours(name: str, data: Data, seed: int, rate: float) -> Learner:
     model = OURS[name]._build(data.schema)
-    plan = Plan(learning_rate=RATE, batch_size=BATCH, max_epochs=EPOCHS)
-    return lambda: void(train(model, data.rows, data.labels, plan, seed=seed)), lambda: predict(model, data.held)
+
+    def fit(epochs: int) -> None:
+        train(model, data.rows, data.labels, Plan(learning_rate=rate, batch_size=BATCH, max_epochs=epochs), seed=seed)
+
+    return Learner(model, fit, lambda rows: predict(model, rows))
 
 
 def void(_: object) -> None:
@@ -141,7 +153,7 @@ def arrays(rows: Rows) -> dict[str, NDArray[Any]]:
     return made | {name: ids.numpy() for name, ids in rows.lists.items()}
 
 
-def deepctr(name: str, data: Data, seed: int) -> Trained:
+def deepctr(name: str, data: Data, seed: int, rate: float) -> Learner:
     inputs, models = (importlib.import_module(f"deepctr_torch.{part}") for part in ("inputs", "models"))
     item = [f.name for f in data.schema.of_kind("categorical")].index("item") if name == "DIN" else -1
     fields = [
@@ -159,7 +171,7 @@ def deepctr(name: str, data: Data, seed: int) -> Trained:
         one = inputs.SparseFeat(f"hist_c{item}", fields[item].vocabulary_size, DIM, embedding_name=f"c{item}")
         past = inputs.VarLenSparseFeat(one, maxlen=STEPS, length_name="length")
         model = models.DIN([*fields, past], [f"c{item}"], dnn_hidden_units=HIDDEN, att_hidden_size=(80, 40), **none)
-    model.compile(torch.optim.Adam(model.parameters(), RATE), "binary_crossentropy")
+    model.compile(torch.optim.Adam(model.parameters(), rate), "binary_crossentropy")
 
     def held(rows: Rows) -> dict[str, NDArray[Any]]:
         made = arrays(rows)
@@ -170,13 +182,14 @@ def deepctr(name: str, data: Data, seed: int) -> Trained:
             made |= {f"hist_c{item}": np.take_along_axis(ids, place, axis=1), "length": length}
         return made
 
-    return (
-        lambda: void(model.fit(held(data.rows), data.labels.numpy(), BATCH, EPOCHS, verbose=0)),
-        lambda: np.asarray(model.predict(held(data.held), 8192))[:, 0],
+    return Learner(
+        model,
+        lambda epochs: void(model.fit(held(data.rows), data.labels.numpy(), BATCH, epochs, verbose=0)),
+        lambda rows: np.asarray(model.predict(held(rows), 8192))[:, 0],
     )
 
 
-def fuxictr(name: str, data: Data, zoo: Path, folder: Path) -> Trained:
+def fuxictr(name: str, data: Data, rate: float, zoo: Path, folder: Path) -> Learner:
     feature_map = importlib.import_module("fuxictr.features").FeatureMap("made", str(folder))
     categorical = data.schema.of_kind("categorical")
     feature_map.features.update(
@@ -202,7 +215,7 @@ def fuxictr(name: str, data: Data, zoo: Path, folder: Path) -> Trained:
     model = getattr(model_file(zoo, name), name.replace("-V2", "v2"))(
         feature_map,
         embedding_dim=DIM,
-        learning_rate=RATE,
+        learning_rate=rate,
         optimizer="adam",
         loss="binary_crossentropy",
         metrics=["AUC"],
@@ -211,17 +224,19 @@ def fuxictr(name: str, data: Data, zoo: Path, folder: Path) -> Trained:
         **options,
     )
     loader = importlib.import_module("fuxictr.pytorch.dataloaders.npz_dataloader").NpzDataLoader
-    for part, rows, labels in (("train", data.rows, data.labels.numpy()), ("test", data.held, data.held_labels)):
-        np.savez(folder / part, label=labels, **arrays(rows))  # type: ignore[arg-type]
+    np.savez(folder / "train", label=data.labels.numpy(), **arrays(data.rows))  # type: ignore[arg-type]
     batches = loader(feature_map, str(folder / "train"), BATCH, shuffle=True, num_workers=1)
     model._max_gradient_norm, model._total_steps, model._eval_steps, model._stop_training = 10.0, 0, sys.maxsize, False
 
-    def fit() -> None:
-        for _ in range(EPOCHS):
+    def fit(epochs: int) -> None:
+        for _ in range(epochs):
             model.train_epoch(batches)
 
-    test = loader(feature_map, str(folder / "test"), 8192, num_workers=1)
-    return fit, lambda: np.asarray(model.predict(test))
+    def scores(rows: Rows) -> NDArray[Any]:
+        np.savez(folder / "scored", label=np.zeros(len(rows)), **arrays(rows))  # type: ignore[arg-type]
+        return np.asarray(model.predict(loader(feature_map, str(folder / "scored"), 8192, num_workers=1)))
+
+    return Learner(model, fit, scores)
 
 
 def model_file(zoo: Path, name: str) -> Any:
@@ -302,18 +317,29 @@ def crossed(network: CrossNetwork, e: Tensor) -> Tensor:
     return x
 
 
-def measure(name: str, held: Data, seeds: int, made: dict[str, Callable[[str, Data, int], Trained]]) -> None:
+def libraries(zoo: Path | None, folder: Path) -> dict[str, Maker]:
+    """Return what makes models by library, of those that are here; FuxiCTR writes its rows into the folder."""
+    makers: dict[str, Maker] = {"workingpapers": ours}
+    if importlib.util.find_spec("deepctr_torch"):
+        makers["DeepCTR-Torch"] = deepctr
+    if importlib.util.find_spec("fuxictr") and zoo:
+        makers["FuxiCTR"] = lambda name, data, _, rate: fuxictr(name, data, rate, zoo, folder / "made")
+        (folder / "made").mkdir()
+    return makers
+
+
+def measure(name: str, held: Data, seeds: int, made: dict[str, Maker]) -> None:
     """Print a line for each library: rows per second, ours over it, the AUC, and its deviation between seeds."""
     speeds, reached = defaultdict(list), defaultdict(list)
     for seed in range(seeds):
         for library, make in made.items():
             torch.manual_seed(seed)
-            fit, scores = make(name, held, seed)
+            learner = make(name, held, seed, RATE)
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
-                fit()
+                learner.fit(EPOCHS)
             speeds[library].append(EPOCHS * len(held.rows) / (time.perf_counter() - start))
-            reached[library].append(auc(held.held_labels, scores()))
+            reached[library].append(auc(held.held_labels, learner.scores(held.held)))
     for library, found in speeds.items():
         speed, ratio = max(found), max(speeds["workingpapers"]) / max(found)
         spread = f"{np.mean(reached[library]):8.4f} +- {np.std(reached[library]):.4f}"
@@ -333,13 +359,8 @@ def main() -> None:
     logging.disable()
     importlib.import_module("accelerate").Accelerator()  # or the first to train would pay for this,
     torch.optim.Adam([torch.zeros(1)])  # and for what an optimizer imports
-    makers: dict[str, Callable[[str, Data, int], Trained]] = {"workingpapers": ours}
-    if importlib.util.find_spec("deepctr_torch"):
-        makers["DeepCTR-Torch"] = deepctr
     with tempfile.TemporaryDirectory() as folder:
-        if importlib.util.find_spec("fuxictr") and given.zoo:
-            makers["FuxiCTR"] = lambda name, data, _: fuxictr(name, data, given.zoo, Path(folder, "made"))
-            Path(folder, "made").mkdir()
+        makers = libraries(given.zoo, Path(folder))
         print(f"torch {torch.__version__}, {given.threads} threads")
         for library, layers in (
             ("DeepCTR-Torch", deepctr_equality() if "DeepCTR-Torch" in makers else ()),
