@@ -218,3 +218,15 @@ def test_bad_options_are_named(options, message):
 def test_a_network_alone_has_the_parameters_of_the_baseline():
     plus, alone = AutoInt(5, 4, hidden_units=(8, 6)), MLP(5, 4, (8, 6))
     assert [p.shape for p in plus.deep.parameters()] == [p.shape for p in alone.parameters()]
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_weights_start_as_in_the_authors_code(official):
+    torch.manual_seed(0)
+    model = AutoInt(50, 64, layers=2, width=128, official=official)
+    for layer in (module for module in model.modules() if isinstance(module, nn.Linear)):
+        bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+        assert layer.weight.abs().max() <= bound
+        # of a uniform draw; by 6,400 numbers or more its deviation is met to 2 %, five times that of the estimate
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+        assert layer.bias is None or not layer.bias.any()
