@@ -6,7 +6,7 @@ import pytest
 import toytask
 from msgspec.structs import replace as changed
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 from workingpapers.papers.card import Card, Check, Claim
 from workingpapers.runs import claims, leaderboard, reproduce
 from workingpapers.runs.claims import command_for, findings, status
@@ -288,3 +288,19 @@ def test_reproducing_runs_what_is_missing_and_no_more(tmp_path):
     assert text.startswith(f"### {paper.title} (`moment-probing`)\n")
     assert text.count("| **reproduced** |") == 2
     assert f"\n{max(run.finished for run in before):.10}, up to 3 seeds" in text
+
+
+def test_settings_that_cannot_use_the_data_are_left_out(monkeypatch):
+    def refuses(task, *, setting, data, **_):
+        if setting in refused:
+            raise UserError(f"{data!r} is nothing for {setting!r}")
+
+    monkeypatch.setattr(reproduce, "try_", refuses)
+    paper, refused = card(check(), check(entry="base", setting="trouble")), {"trouble"}
+    with pytest.warns(UserRemark, match="Left out: .* is nothing for 'trouble'"):
+        run_claims([paper], store="sqlite://", data="mine.csv")
+    with pytest.raises(UserError, match="is nothing for 'trouble'"):  # the check's own data
+        run_claims([paper], store="sqlite://")
+    refused = {"standard", "trouble"}
+    with pytest.raises(UserError, match="mine"):
+        run_claims([paper], store="sqlite://", data="mine.csv")

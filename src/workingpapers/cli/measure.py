@@ -101,8 +101,10 @@ def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdo
     if everything == bool(slugs):
         raise UserError("Name one or more papers, or --all: `papers reproduce moment-probing`.")
     cards = list(load_catalogue().values()) if everything else [paper(slug) for slug in slugs]
-    with Live() as live:
+    with Live() as live, remarks() as said:
         found = run(cards, data=data, only_entered=everything, listen=live.update, **options)
+    for remark in said:
+        terminal.say(remark)
     if markdown:
         click.echo(as_markdown(found))
         return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from workingpapers.errors import UserError, UserRemark
 from workingpapers.papers.card import Card
 from workingpapers.runs.claims import Finding, findings
 from workingpapers.runs.execute import try_
@@ -24,14 +26,14 @@ def reproduce(
 
     Args:
         cards: the papers.
-        data: measure on this data set instead of the ones that the checks name; checks of settings that cannot use it
-            then fail as runs do.
+        data: measure on this data set instead of the ones that the checks name; settings that cannot use it are left
+            out, which a `UserRemark` says.
         only_entered: leave out papers none of whose checks has an entry yet.
         store: where runs are kept.
         options: as `try_` takes them.
 
     Raises:
-        UserError: as `try_` does.
+        UserError: as `try_` does; of `data`, if no setting can use it.
     """
     kept = store if isinstance(store, Store) else Store(store)
     before = kept.runs()
@@ -42,8 +44,16 @@ def reproduce(
     for card, _ in chosen:
         for task, setting, name, compared in _needs(card, data):
             wanted.setdefault((task, setting, name), {}).update(dict.fromkeys(compared))
+    refused: list[UserError] = []
     for (task, setting, name), entries in wanted.items():
-        try_(task, setting=setting, data=name, entries=list(entries), store=kept, **options)
+        try:
+            try_(task, setting=setting, data=name, entries=list(entries), store=kept, **options)
+        except UserError as error:
+            refused.append(error)
+            if data is None or len(refused) == len(wanted):
+                raise
+    for error in refused:
+        warnings.warn(f"Left out: {error}", UserRemark, stacklevel=2)
     runs = kept.runs()
     return [(card, findings(card, runs, data=data)) for card, _ in chosen]
 
