@@ -126,9 +126,8 @@ class BlockSparse:
         number = torch.arange(first, first + scores.shape[1], device=k.device)[:, None]
         other = torch.arange(scores.shape[2], device=k.device)
         scores.masked_fill_(other > number, -torch.inf).masked_fill_(other == number, torch.inf)
-        [kept] = _largest(
-            scores[None], (self.n_blocks, 0)
-        )  # in rows with fewer before them, later ones stand behind those
+        [kept] = _largest(scores[None], (self.n_blocks, 0))
+        # In rows with fewer before them, later ones stand behind those.
         rows = (kept - (kept.shape[2] - 1 - number).clamp(min=0)).clamp(min=-1)
         return [unchecked(Blocks, rows=x) for x in (F.pad(rows, (0, 0, first, 0), value=-1) if first else rows)]
 
