@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from workingpapers.data.datasets import load_dataset
@@ -210,3 +211,12 @@ def test_importing_names_imports_nothing_heavy():
     code = "import sys, workingpapers.data.impressions; print({'numpy', 'pandas', 'torch'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_lists_of_arrow_that_pandas_wrote_are_read(tmp_path):
+    lists = pd.arrays.ArrowExtensionArray(pa.array([[1], [2, 3]]))
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"tags": lists, "clicked": [0, 1]}, index=["a", "b"]).to_parquet(path)
+    table = load_impressions(str(path), label="clicked").table
+    assert [list(row) for row in table["tags"]] == [[1], [2, 3]]
+    assert list(table.columns) == ["tags"]

@@ -55,11 +55,9 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
     Raises:
         UserError: it cannot be read, has columns of one name, or rows of more values than the header has names.
     """
-    import pandas as pd
-
     try:
         if table_kind(path) == ".parquet":
-            table = pd.read_parquet(path)
+            table = _read_parquet(path)
             _check_names(path, [str(name) for name in table.columns])
             return table
         return _read_csv(path, label)
@@ -67,6 +65,20 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
         if isinstance(error, UserError):
             raise
         raise unreadable(path, error, " as a table") from error
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except TypeError:  # pandas cannot read all types that it writes: lists of Arrow's are none to it
+        from pyarrow import parquet
+
+        table = parquet.read_table(path)
+        index = [name for name in table.schema.pandas_metadata["index_columns"] if isinstance(name, str)]
+        found: pd.DataFrame = table.drop_columns(index).to_pandas(ignore_metadata=True)
+        return found
 
 
 def _read_csv(path: Path, label: str) -> pd.DataFrame:

@@ -52,8 +52,8 @@ def reproduce(
             refused.append(error)
             if data is None or len(refused) == len(wanted):
                 raise
-    for error in refused:
-        warnings.warn(f"Left out: {error}", UserRemark, stacklevel=2)
+    for reason in refused:
+        warnings.warn(f"Left out: {reason}", UserRemark, stacklevel=2)
     runs = kept.runs()
     return [(card, findings(card, runs, data=data)) for card, _ in chosen]
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 
 from workingpapers.methods.recommenders.baselines import FM, IPNN, CrossNetwork
@@ -29,3 +30,8 @@ def test_the_cross_network_by_its_recurrence():
         x = first * (x @ layer.weight.T + layer.bias) + x
     expected = model.out(torch.cat([x, model.deep(first).clamp(min=0)], dim=1)).squeeze(1)
     torch.testing.assert_close(model(e), expected)
+
+
+def test_crosses_need_a_network_beside_them():
+    with pytest.raises(ValueError, match=r"hidden is \(\)"):
+        CrossNetwork(3, 4, hidden=())

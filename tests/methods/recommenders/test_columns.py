@@ -26,6 +26,17 @@ def test_integers_stay_integers_where_some_are_missing():
 def test_whole_numbers_are_one_value_in_every_type():
     assert as_text([3, 3.0, np.float32(3), np.uint8(3), "3"]) == ["3"] * 5
     assert as_text([0.5, np.float16(0.5), True, 1e20]) == ["0.5", "0.5", "True", "1" + "0" * 20]
+    many = "1" * 38  # more digits than calculations with decimals keep
+    assert as_text([Decimal("3.00"), Decimal("0.50"), Decimal("1E2"), Decimal(many)]) == ["3", "0.5", "100", many]
+
+
+def test_what_pandas_wrote_into_a_table_is_no_obstacle():
+    lists = pd.arrays.ArrowExtensionArray(pa.array([[1], [2, 3]]))
+    table = pa.Table.from_pandas(pd.DataFrame({"a": lists, "b": [1, 2]}, index=["x", "y"]))
+    for given in (table, table.to_batches()[0]):
+        found = from_arrow(given)
+        assert list(found.columns) == ["a", "b"]
+        assert [list(row) for row in found["a"]] == [[1], [2, 3]]
 
 
 def test_a_cell_that_is_no_list_is_one_value():
@@ -46,6 +57,11 @@ def test_numbers_of_every_type(kind):
 def test_missing_and_decimal_numbers():
     assert np.isnan(as_numbers(pd.Series([pd.NA, 2], dtype="Int64"))).tolist() == [True, False]
     assert as_numbers(pd.Series([Decimal("1.10"), Decimal("2")])).tolist() == [1.1, 2]
+
+
+def test_numbers_beyond_float32_are_named():
+    with pytest.raises(ValueError, match=r"column 'x' holds -1e\+39 in row 1, which is beyond float32's range"):
+        as_numbers(pd.Series([3e38, -1e39], name="x"))
 
 
 @pytest.mark.parametrize("values", [["2026-01-01", None], [datetime.timedelta(1), None]])

@@ -55,3 +55,17 @@ def test_slopes_have_slopes_where_they_are_wanted():
     assert (found[0].item(), second.item()) == (81, 54)
     with torch.no_grad():
         assert not slopes(lambda x: x**2, [x], [True], torch.ones(1))[0].requires_grad
+
+
+def test_defaults_of_torch_do_not_change_the_example():
+    def same(x):
+        assert (x.dtype, x.device.type) == (torch.float32, "cpu")
+        return x * 2
+
+    torch.set_default_device("meta")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert agree("same", same, same, (3, 2))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)

@@ -1,5 +1,7 @@
 """Click classifiers keep scikit-learn's contract, learn, survive a file, and export."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -7,8 +9,10 @@ import pytest
 import torch
 from clicks import KINDS, impressions
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from workingpapers.methods.recommenders import estimator
 from workingpapers.methods.recommenders.baselines import (
     DCNClassifier,
     DeepFMClassifier,
@@ -147,3 +151,91 @@ def test_bad_options_and_folders_are_named(tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match="holds no click model"):
         FMClassifier.load(tmp_path)
+
+
+def test_a_fit_that_fails_or_is_interrupted_leaves_no_model(data, monkeypatch):
+    (table, y), _ = data
+    other = table.assign(user="one")
+    for option, value in (("learning_rate", 1e30), ("dropout", 7)):
+        model = MLPClickClassifier(kinds=KINDS, max_epochs=1).fit(table, y)
+        with pytest.raises(ValueError, match=r"loss of epoch 1|dropout"):
+            model.set_params(**{option: value}).fit(other, y)
+        with pytest.raises(NotFittedError):  # the columns' values are those of the other table by now
+            model.predict_proba(table)
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(estimator, "train", interrupted)
+    model = FMClassifier(kinds=KINDS)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(table, y)
+    with pytest.raises(NotFittedError):
+        model.predict_proba(table)
+
+
+def test_fits_in_threads_are_those_of_one(data):
+    (table, y), (held, _) = data
+    options = {"kinds": KINDS, "max_epochs": 1, "random_state": 0, "dropout": 0.5}  # draws all the way
+
+    def fitted(_):
+        return MLPClickClassifier(**options).fit(table[:500], y[:500]).decision_function(held)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(fitted, range(8)))
+    # A GPU adds gradients up in any order.
+    np.testing.assert_allclose(found, [fitted(0)] * 8, rtol=0, atol=1e-5 if torch.cuda.is_available() else 0)
+
+
+def test_the_default_device_and_the_callers_draws_are_left_alone(data, tmp_path):
+    (table, y), (held, _) = data
+    options = {"kinds": KINDS, "max_epochs": 1, "random_state": 0, "device": "cpu"}
+    wanted = FMClassifier(**options).fit(table, y).decision_function(held)
+    torch.set_default_device("meta")
+    try:
+        model = FMClassifier(**options).fit(table, y)
+        model.save(tmp_path)
+        before = torch.get_rng_state()
+        found = FMClassifier.load(tmp_path).decision_function(held)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(before, torch.get_rng_state())
+    np.testing.assert_allclose(found, wanted, atol=1e-6)  # compiled loops round differently
+
+
+def test_damaged_weights_are_named(tmp_path):
+    FMClassifier(max_epochs=1).fit(pd.DataFrame({"a": list("abab")}), [0, 1, 0, 1]).save(tmp_path)
+    weights, text = tmp_path / "model.safetensors", tmp_path / "model.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        FMClassifier.load(tmp_path)
+    weights.write_bytes(whole)
+    text.write_text(text.read_text().replace('"dim": 16', '"dim": 8'))
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged, or of another model"):
+        FMClassifier.load(tmp_path)
+    text.write_bytes(b"\xff\xff\xff\xff")
+    with pytest.raises(ValueError, match="holds no click model"):
+        FMClassifier.load(tmp_path)
+
+
+def test_what_is_no_table_is_told_what_to_be():
+    table, y = pd.DataFrame({"a": list("abab"), "x": [0.5, 1.5, 0.0, 3.0]}), [0, 1, 0, 1]
+    model = FMClassifier(max_epochs=1, dim=4)
+    with pytest.raises(ValueError, match="y is 'clicked', which names a column only where X is a path"):
+        model.fit(table, "clicked")
+    with pytest.raises(ValueError, match="'a': columns without names must be numbers; of text make a table"):
+        model.fit(table.to_numpy(), y)
+    model.fit(table, y)
+    with pytest.raises(ValueError, match=r"X is no table, but the model goes by its columns: \['a', 'x'\]"):
+        model.predict_proba(table.to_numpy())
+    with pytest.raises(ValueError, match=r"X is the path 't.parquet'; here rows are needed"):
+        model.export("t.parquet")
+
+
+def test_a_row_without_a_probability_is_named():
+    table = pd.DataFrame({"x": [0.5, 1.5, 0.0, 3.0], "z": [1.0, 0.0, 2.0, 5.0]})
+    model = FMClassifier(max_epochs=1).fit(table, [0, 1, 0, 1])
+    # The square of a sum is infinite, and from it squares are taken away that are so too.
+    with pytest.raises(ValueError, match="row 2 has no probability: a number in it is too far from those of training"):
+        model.predict_proba(pd.DataFrame({"x": [1.0, 2.0, 1e37], "z": [1.0, 2.0, 1e37]}))

@@ -1,6 +1,7 @@
 """FGCNN against loops over its definition, its limits and what it is a part of."""
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -251,3 +252,16 @@ def test_bad_options_are_named(options, message):
     table, y = impressions(100)
     with pytest.raises(ValueError, match=message):
         FGCNNClassifier(**CHEAP | options).fit(table, y)
+
+
+def test_an_exported_program_is_saved_without_a_warning_and_leaves_the_model_alone(tmp_path):
+    table, y = impressions(200)
+    model = FGCNNClassifier(**CHEAP, max_epochs=1).fit(table, y)
+    weights = [parameter for parameter in model.model_.parameters() if not parameter.is_contiguous()]
+    before = model.predict_proba(table)
+    program = model.export(table[:4])
+    with warnings.catch_warnings(action="error"):
+        torch.export.save(program, tmp_path / "model.pt2")
+    assert weights  # fast on a CPU
+    assert not any(weight.is_contiguous() for weight in weights)
+    np.testing.assert_array_equal(model.predict_proba(table), before)

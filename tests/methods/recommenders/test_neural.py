@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from workingpapers.methods.recommenders.fmrlrec import FMRLRecRecommender
@@ -173,3 +174,18 @@ def test_folders_that_hold_something_else_are_named(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match="holds 'another'"):
         GRU4RecRecommender.load(tmp_path)
+
+
+def test_a_fit_that_fails_leaves_no_recommender():
+    model = Chain(max_epochs=1, random_state=0).fit(cycles())
+    with pytest.raises(ValueError, match="max_len is 0"):
+        model.set_params(max_len=0).fit(cycles(items=30))
+    with pytest.raises(NotFittedError):
+        model.score([np.array([1])])
+
+
+def test_loading_leaves_the_callers_draws_alone(tmp_path):
+    GRU4RecRecommender(**SMALL).fit(cycles()).save(tmp_path)
+    before = torch.get_rng_state()
+    GRU4RecRecommender.load(tmp_path)
+    assert torch.equal(before, torch.get_rng_state())

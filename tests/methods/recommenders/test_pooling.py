@@ -159,3 +159,21 @@ def test_a_library_that_computes_something_else_is_left_alone(forgotten, monkeyp
     monkeypatch.setattr(pooling, "pooled", lambda *given, **options: 2 * right(*given, **options))
     with pytest.warns(UserRemark, match=r"pooling.cpp, as compiled here, does not compute what it should"):
         assert pool(maps(), None, 2) is None
+
+
+@compiled
+@pytest.mark.parametrize("default", [{"dtype": torch.float64}, {"device": "meta"}])
+def test_defaults_of_torch_change_nothing(default, monkeypatch):
+    y = maps().detach()
+    norm, _ = norms(3, True)
+    wanted = pool(y, norm, 2)
+    monkeypatch.setattr(pooling, "served", lambda *tensors: True)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(default.get("dtype", kept))
+    torch.set_default_device(default.get("device"))
+    try:
+        found = pool(y, norm, 2)
+    finally:
+        torch.set_default_dtype(kept)
+        torch.set_default_device(None)
+    assert torch.equal(found, wanted)

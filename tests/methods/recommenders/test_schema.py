@@ -1,6 +1,7 @@
 """Columns become ids and numbers: in one pass, the same however the table is cut, and refused where they can't."""
 
 import datetime
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -139,6 +140,7 @@ def test_rows_are_cut_and_joined():
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), {}, r"columns \['a'\] occur more than once"),
         (pd.DataFrame([[1]], columns=[7]), {}, "named by text"),
         (pd.DataFrame({"a": [1]}), {"b": "multi"}, r"\['b'\] that the table lacks"),
+        (pd.DataFrame({"a": [1]}), ["a"], r"kinds is \['a'\]; it must be a dict"),
         (pd.DataFrame({"a": [1]}), {"a": "number"}, "'a' has kind 'number'; allowed: categorical"),
         (pd.DataFrame({"a": [1]}), {"a": "multi of b"}, "allowed"),
         (pd.DataFrame({"a": [[1]]}), {"a": "sequence of b"}, "no categorical column"),
@@ -161,8 +163,19 @@ def test_bad_tables_are_named(frame, kinds, message):
 def test_a_table_that_lacks_columns_is_refused():
     with pytest.raises(ValueError, match=r"lacks columns \['b'\]"):
         Schema.fit([pd.DataFrame({"a": [1], "b": [2]})]).encode(pd.DataFrame({"a": [1]}))
-    with pytest.raises(ValueError, match="change between batches"):
-        Schema.fit([pd.DataFrame({"a": [1]}), pd.DataFrame({"b": [1]})])
+    with pytest.raises(ValueError, match=r"change between batches: a later one lacks \['a'\] and adds \['b'\]"):
+        Schema.fit([pd.DataFrame({"a": [1], "c": [1]}), pd.DataFrame({"b": [1], "c": [1]})])
+
+
+def test_batches_may_order_columns_otherwise():
+    frame = pd.DataFrame({"a": ["x", "x", "y", "y"], "b": [1.0, 2.0, 3.0, 4.0]})
+    assert Schema.fit([frame[:2], frame[2:][["b", "a"]]]) == Schema.fit([frame[:2], frame[2:]])
+
+
+def test_decimals_are_numbers_if_written_with_digits_after_the_point():
+    money, ids = [Decimal("1"), Decimal("0.5"), None], [Decimal(7), Decimal(7), None]
+    for values, kind in ((money, "numerical"), (money[::-1], "numerical"), (ids, "categorical")):
+        assert Schema.fit([pd.DataFrame({"a": values})]).field("a").kind == kind
 
 
 def test_constant_missing_and_distinct_columns_say_nothing():

@@ -143,3 +143,12 @@ def test_bad_files_are_named(file, tmp_path):
     table[:0].assign(clicked=1).to_parquet(cut)
     with pytest.raises(ValueError, match=r"cut.parquet holds no rows"):
         model.fit(cut, "clicked")
+
+
+def test_labels_that_are_none_are_refused_as_in_a_table(tmp_path):
+    table, y = impressions(200)
+    path = tmp_path / "t.parquet"
+    for labels, message in ((y + 0.5, "continuous"), ([[int(v)] for v in y], "the labels are not single values")):
+        table.assign(clicked=labels).to_parquet(path)
+        with pytest.raises(ValueError, match=message):
+            FMClassifier(**PLAN).fit(path, "clicked")

@@ -43,6 +43,8 @@ def test_every_named_table_can_be_made_and_asked(name):
 def test_bad_input_is_named():
     with pytest.raises(UserError, match=r"Unknown table 'ful'. Did you mean 'full'"):
         make_table("ful", [3], 2)
+    with pytest.raises(UserError, match=r"Unknown option 'ratoi' of table hash. Did you mean 'ratio'"):
+        make_table("hash", [3], 2, ratoi=0.5)
     for sizes, dim in (([], 2), ([3, 0], 2), ([3], 0)):
         with pytest.raises(ValueError, match="a table needs fields"):
             FullTable(sizes, dim)

@@ -72,12 +72,17 @@ class CrossNetwork(nn.Module):
         layers: how many crosses.
         hidden: widths of the MLP, whose output is joined with the crosses'.
         dropout: of the MLP.
+
+    Raises:
+        ValueError: an MLP without layers.
     """
 
     def __init__(
         self, fields: int, dim: int, layers: int = 2, hidden: tuple[int, ...] = (128, 64), dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if not hidden:
+            raise ValueError("hidden is (); the MLP beside the crosses needs a layer")
         width = fields * dim
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.deep = mlp(width, hidden[:-1], dropout=dropout, out=hidden[-1])

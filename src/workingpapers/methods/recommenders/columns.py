@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,18 @@ def from_arrow(table: Any) -> pd.DataFrame:
     """Return an Arrow table or batch in pandas; integers stay integers, where some are missing too.
 
     pandas' own choice for these are floats, which hold no integers beyond 2^53, and which pass for measured numbers.
+    Of what pandas wrote into a table, only which columns are an index counts, and they are left out: it restores no
+    types of Arrow's that are nested.
     """
     import pyarrow as pa
 
+    index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+    index = [name for name in index if isinstance(name, str) and name in table.schema.names]
+    table = table.drop_columns(index) if index else table
+
     nullable = {pa.type_for_alias(t.lower()): getattr(pd, f"{t}Dtype")() for t in INTEGERS}
     some = any(pa.types.is_integer(column.type) and column.null_count for column in table.columns)
-    found: pd.DataFrame = table.to_pandas(types_mapper=nullable.get if some else None)
+    found: pd.DataFrame = table.to_pandas(types_mapper=nullable.get if some else None, ignore_metadata=True)
     return found
 
 
@@ -53,15 +60,24 @@ def distinct_of(name: str, column: pd.Series) -> tuple[NDArray[np.intp], list[st
 
 
 def as_text(values: Any) -> list[str]:
-    """Return distinct values as text; whole floats are written as integers, so that 3 and 3.0 are one value."""
-    return [str(int(v)) if isinstance(v, (float, np.floating)) and float(v).is_integer() else str(v) for v in values]
+    """Return distinct values as text; whole numbers are written as integers, so that 3 and 3.0 are one value."""
+    return [_text(value) for value in values]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    if isinstance(value, Decimal):  # 0.5 and 0.50 are one value too
+        digits = f"{value:f}"
+        return digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return str(value)
 
 
 def as_numbers(column: pd.Series) -> NDArray[np.float64]:
     """Return a column as float64, missing values as NaN.
 
     Raises:
-        ValueError: what are no numbers, or infinite ones.
+        ValueError: what are no numbers, infinite ones, or such as float32 cannot hold.
     """
     if column.dtype.kind in "mM":
         raise ValueError(f"column {column.name!r} is numerical, but holds {column.dtype}")
@@ -73,6 +89,10 @@ def as_numbers(column: pd.Series) -> NDArray[np.float64]:
         raise ValueError(
             f"column {column.name!r} holds infinite numbers, in row {int(np.isinf(numbers).argmax())} first"
         )
+    beyond = np.abs(numbers) > np.finfo(np.float32).max
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise ValueError(f"column {column.name!r} holds {numbers[row]:g} in row {row}, which is beyond float32's range")
     return numbers
 
 

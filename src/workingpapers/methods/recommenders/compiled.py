@@ -25,7 +25,9 @@ def agree(name: str, found: Callable[..., Tensor], wanted: Callable[..., Tensor]
     """Return whether two functions of some tensors agree on an example, as do their gradients; else warn."""
     results = []
     with torch.inference_mode(False), torch.enable_grad():
-        inputs = [torch.linspace(i, 40, math.prod(shape)).sin().view(shape) for i, shape in enumerate(shapes)]
+        # Whatever torch's defaults are, the loops are for these numbers.
+        parts = [torch.linspace(i, 40, math.prod(x), dtype=torch.float32, device="cpu") for i, x in enumerate(shapes)]
+        inputs = [part.sin().view(shape) for part, shape in zip(parts, shapes, strict=True)]
         for x in inputs:
             x.requires_grad_()
         for function in (found, wanted):

@@ -20,12 +20,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
 
+from workingpapers.errors import first_line
 from workingpapers.methods.recommenders.columns import from_arrow
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.options import MergedOptions, as_json
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.methods.recommenders.streaming import Labels, labelled, parquet_batches, store
-from workingpapers.methods.recommenders.training import History, Plan, chosen_device, predict, train
+from workingpapers.methods.recommenders.training import History, Plan, chosen_device, predict, seeded, train
 from workingpapers.methods.tables.common import Table, served_model, tables_of
 
 FORMAT = "workingpapers click model 2"
@@ -116,10 +117,19 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             ValueError: labels that are missing or not of two kinds, lengths that differ, columns that cannot be read,
                 a file that is cut off.
         """
+        try:
+            return self._fit(X, y)
+        except BaseException:  # Ctrl-C too; half a training, or the network of another schema, would answer as a whole
+            self.__dict__.pop("model_", None)
+            raise
+
+    def _fit(self, X: Any, y: Any) -> Self:
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if isinstance(X, (str, Path)):
             with TemporaryDirectory(prefix="workingpapers-") as folder:
                 return self._fit_rows(*self._stored(X, y, Path(folder), seed), seed)
+        if isinstance(y, str):
+            raise ValueError(f"y is {y!r}, which names a column only where X is a path; give the labels themselves")
         table = self._table(X, y, reset=True)
         labels = column_or_1d(y, warn=True)
         missing = pd.isna(labels)
@@ -129,7 +139,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         self.classes_, targets = np.unique(labels, return_inverse=True)
         self._check_classes()
         self.schema_ = Schema.fit([table], kinds=self.kinds, min_count=self.min_count)
-        rows, y01 = self.schema_.encode(table), torch.as_tensor(targets)
+        rows, y01 = self.schema_.encode(table), torch.from_numpy(targets)
         kept, held = _split(targets, self.validation, seed)
         return self._fit_rows((rows[kept], y01[kept]), (rows[held], y01[held]), seed)
 
@@ -144,6 +154,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         features = labels.passing(labelled(parquet_batches(path), label))
         self.schema_ = Schema.fit(features, kinds=self.kinds, min_count=self.min_count)
         self.classes_ = labels.classes()
+        check_classification_targets(self.classes_)
         self._check_classes()
         self._name_features(named=True)
         return store(path, label, folder, self.schema_, self.classes_, self.validation, seed)
@@ -170,8 +181,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             max_epochs=self.max_epochs,
             patience=self.patience,
         )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.model_ = self._build(self.schema_).to(chosen_device(self.device))
             valid = held if len(np.unique(held[1].numpy())) == 2 else None
             self.history_ = self._train(*kept, plan, valid, seed)
@@ -184,10 +194,20 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         return train(self.model_, rows, labels, plan, valid=valid, seed=seed)
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
-        """Return the logits (N,) of the second class."""
+        """Return the logits (N,) of the second class.
+
+        Raises:
+            ValueError: columns that cannot be read, or numbers so far from those of training that none comes out.
+        """
         check_is_fitted(self)
         tables = parquet_batches(X) if isinstance(X, (str, Path)) else [self._table(X, None, reset=False)]
-        return np.concatenate([predict(self.model_, self.schema_.encode(table)) for table in tables])
+        logits = np.concatenate([predict(self.model_, self.schema_.encode(table)) for table in tables])
+        undefined = np.isnan(logits)
+        if undefined.any():
+            raise ValueError(
+                f"row {int(undefined.argmax())} has no probability: a number in it is too far from those of training"
+            )
+        return logits
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probabilities of both classes, (N, 2)."""
@@ -200,6 +220,8 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         return self.classes_[chosen]
 
     def _table(self, X: Any, y: Any, *, reset: bool) -> pd.DataFrame:
+        if isinstance(X, (str, Path)):
+            raise ValueError(f"X is the path {str(X)!r}; here rows are needed, such as pandas.read_parquet reads")
         if hasattr(X, "to_arrow"):  # a polars table
             X = X.to_arrow()
         if hasattr(X, "to_pandas"):
@@ -214,8 +236,16 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             self.n_features_in_ = X.shape[1]
             self.feature_names_in_ = np.asarray(X.columns, dtype=object)
             return X
+        if not reset and hasattr(self, "feature_names_in_"):
+            raise ValueError(f"X is no table, but the model goes by its columns: {self.feature_names_in_.tolist()}")
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan", "reset": reset}
-        array = validate_data(self, X, y, **options)[0] if reset else validate_data(self, X, **options)
+        try:
+            array = validate_data(self, X, y, **options)[0] if reset else validate_data(self, X, **options)
+        except ValueError as error:
+            if "could not convert" not in str(error):
+                raise
+            text = "columns without names must be numbers; of text make a table whose columns are named by text"
+            raise ValueError(f"{error}: {text}") from error
         return pd.DataFrame(array, columns=[f"x{i}" for i in range(array.shape[1])])
 
     def __sklearn_tags__(self) -> Any:
@@ -259,9 +289,10 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             ValueError: not such a folder, or that of another kind of model.
             FileNotFoundError: no folder.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_model
 
-        text = (Path(folder) / "model.json").read_text(encoding="utf-8")
+        text = (Path(folder) / "model.json").read_bytes()
         try:
             held = json.loads(text)
             found = held["format"], held["kind"]
@@ -271,10 +302,15 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             self.classes_, self.schema_ = np.array(held["classes"]), Schema.from_json(held["schema"])
             self._name_features(held["named"])
             self.history_ = History(**held["history"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no click model: {error!r}") from error
-        self.model_ = self._build(self.schema_).to(chosen_device(self.device))
-        load_model(self.model_, str(Path(folder) / "model.safetensors"))
+        with seeded(0):
+            self.model_ = self._build(self.schema_).to(chosen_device(self.device))
+        weights = Path(folder) / "model.safetensors"
+        try:
+            load_model(self.model_, str(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{weights} is damaged, or of another model: {first_line(error)}") from error
         self.model_.eval()
         return self
 
@@ -287,7 +323,10 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         rows = self.schema_.encode(self._table(X, None, reset=False))
         if len(rows) < 2:
             raise ValueError(f"an export needs two or more example rows; got {len(rows)}")
-        served = _Served(served_model(self.model_).cpu(), tuple(rows.lists))
+        model = served_model(self.model_).cpu()
+        for parameter in model.parameters():  # in the usual order of memory, or torch warns when the program is saved
+            parameter.data = parameter.data.contiguous()
+        served = _Served(model, tuple(rows.lists))
         inputs = (rows.ids, rows.numbers, *rows.lists.values())
         shapes = tuple({0: torch.export.Dim("rows")} for _ in inputs)
         return torch.export.export(served, inputs, dynamic_shapes={"tensors": shapes})

@@ -30,7 +30,7 @@ from workingpapers.methods.recommenders.sequences import (
     padded,
     windows,
 )
-from workingpapers.methods.recommenders.training import chosen_device
+from workingpapers.methods.recommenders.training import chosen_device, seeded
 
 FORMAT = "workingpapers recommender 1"
 OPTION, LABEL = "options.", "item label"  # prefix of tensors that are options; column of the saved catalogue
@@ -120,8 +120,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = leave_last_out(log) if any(len(history) > 2 for history in log.histories) else Split(log, [], _NONE)
         device = chosen_device(self.device)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.model_ = self._build(split.train).to(device)
             self._train(split, *(part.to(device) for part in self._examples(split.train)))
         self.model_.eval()
@@ -212,7 +211,8 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         self.items_ = np.array(catalogue.pop(LABEL).tolist(), object)
         self.features_ = catalogue if len(catalogue.columns) else None
         nobody: NDArray[np.object_] = np.zeros(0, object)
-        self.model_ = self._build(Log(self.items_, nobody, [], self.features_)).to(chosen_device(self.device))
+        with seeded(0):
+            self.model_ = self._build(Log(self.items_, nobody, [], self.features_)).to(chosen_device(self.device))
         self.model_.load_state_dict(tensors)
         self.model_.eval()
         self.history_ = history

@@ -128,7 +128,7 @@ class _Pool(torch.autograd.Function):
             scale = weight * spread
             shift = bias - mean * scale
         shape = (len(y), y.shape[1], -(-y.shape[2] // size), y.shape[3])
-        out = torch.empty(shape, memory_format=torch.channels_last)
+        out = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=torch.channels_last)
         _run(_FORWARD, y, size, out=out, scale=scale, shift=shift)
         ctx.save_for_backward(y, weight, bias, mean, variance, out, scale, shift, spread)
         ctx.options = own, size, eps
@@ -158,7 +158,7 @@ class _Pool(torch.autograd.Function):
 
 def _sums(step: int, y: Tensor, size: int, **known: Tensor) -> Tensor:
     """Return two sums (2, c) for each channel, float64."""
-    sums = torch.zeros(torch.get_num_threads(), 2, y.shape[3], y.shape[1], dtype=torch.float64)
+    sums = y.new_zeros(torch.get_num_threads(), 2, y.shape[3], y.shape[1], dtype=torch.float64)
     _run(step, y, size, sums=sums, **known)
     return sums.sum(dim=(0, 2))
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal, Self, get_args
 
@@ -129,8 +130,8 @@ class Schema:
         Args:
             batches: parts of one table.
             kinds: column to "categorical", "multi", "numerical", "sequence" or "sequence of COLUMN". Columns not named
-                are numerical if they hold floats, multi if they hold lists, and categorical otherwise: integers are
-                taken for identifiers.
+                are numerical if they hold floats or decimals with digits after the point, multi if they hold lists, and
+                categorical otherwise: integers are taken for identifiers.
             min_count: values seen less often are unknown; a column of distinct values thereby says nothing (2).
             max_values: the most frequent values of a field that get an id.
             length: the most values kept of a multi or sequence field; of a multi field fewer if no row has so many.
@@ -219,6 +220,8 @@ class Counts:
 
     def __init__(self, batch: pd.DataFrame, kinds: Mapping[str, str] | None) -> None:
         check_columns(batch)
+        if kinds is not None and not isinstance(kinds, Mapping):
+            raise ValueError(f"kinds is {kinds!r}; it must be a dict of columns to their kinds")
         self._columns = _columns(batch, dict(kinds or {}))
 
     def add(self, batch: pd.DataFrame) -> None:
@@ -228,8 +231,9 @@ class Counts:
             ValueError: other columns, or what does not fit their kinds.
         """
         check_columns(batch)
-        if list(batch.columns) != list(self._columns):
-            raise ValueError(f"the columns change between batches: {list(self._columns)}, then {list(batch.columns)}")
+        if set(batch.columns) != set(self._columns):
+            lost, new = sorted(set(self._columns) - set(batch.columns)), sorted(set(batch.columns) - set(self._columns))
+            raise ValueError(f"the columns change between batches: a later one lacks {lost} and adds {new}")
         for name, column in self._columns.items():
             column.count(batch[name])
 
@@ -313,7 +317,7 @@ class _Column:
 
 def _columns(batch: pd.DataFrame, kinds: dict[str, str]) -> dict[str, _Column]:
     """Return an empty count for each column, by the kinds given or else by what it holds."""
-    unknown = sorted(set(kinds) - set(batch.columns))
+    unknown = sorted(map(str, set(kinds) - set(batch.columns)))
     if unknown:
         raise ValueError(f"kinds names columns {unknown} that the table lacks; it has {list(batch.columns)}")
     columns = {}
@@ -331,6 +335,12 @@ def _columns(batch: pd.DataFrame, kinds: dict[str, str]) -> dict[str, _Column]:
     return columns
 
 
+def _has_fraction(value: Any) -> bool:
+    """Return whether a decimal is written with digits after the point."""
+    exponent = value.as_tuple().exponent if isinstance(value, Decimal) else 0
+    return isinstance(exponent, int) and exponent < 0
+
+
 def _inferred(name: str, column: pd.Series) -> Kind:
     if pd.api.types.is_datetime64_any_dtype(column.dtype) or pd.api.types.is_timedelta64_dtype(column.dtype):
         raise ValueError(
@@ -341,4 +351,6 @@ def _inferred(name: str, column: pd.Series) -> Kind:
     present = column.dropna()
     if len(present) and isinstance(present.iloc[0], (date, timedelta)):
         raise ValueError(f"column {name!r} holds dates; make numbers or categories of it (hour, weekday) first")
+    if len(present) and isinstance(present.iloc[0], Decimal):
+        return "numerical" if any(_has_fraction(value) for value in present) else "categorical"
     return "multi" if len(present) and isinstance(present.iloc[0], (list, tuple, np.ndarray)) else "categorical"

@@ -245,7 +245,11 @@ class SequenceRecommender(BaseEstimator):
         if not len(log) or not sum(map(len, log.histories)):
             raise ValueError("the log holds no interactions")
         self.items_ = log.items
-        self._fit(log)
+        try:
+            self._fit(log)
+        except BaseException:  # Ctrl-C too; half a training, or that of another catalogue, would answer as a whole
+            del self.items_
+            raise
         return self
 
     def _fit(self, log: Log) -> None:

@@ -75,7 +75,10 @@ class Labels:
     def passing(self, parts: Iterator[tuple[pd.DataFrame, NDArray[Any]]]) -> Iterator[pd.DataFrame]:
         """Yield the features."""
         for table, labels in parts:
-            self.seen.update(pd.unique(labels).tolist())
+            try:
+                self.seen.update(pd.unique(labels).tolist())
+            except TypeError as error:
+                raise ValueError(f"the labels are not single values: {error}") from error
             yield table
 
     def classes(self) -> NDArray[Any]:
@@ -121,8 +124,10 @@ class StoredRows:
         kind = torch.float32 if name in ("numbers", "labels") else torch.int32
         size = self.rows * self.widths[name]
         if not size:
-            return torch.zeros((self.rows, self.widths[name]), dtype=kind)
-        return torch.from_file(self.files[name].name, shared=False, size=size, dtype=kind).view(self.rows, -1)
+            return torch.zeros((self.rows, self.widths[name]), dtype=kind, device="cpu")
+        return torch.from_file(self.files[name].name, shared=False, size=size, dtype=kind, device="cpu").view(
+            self.rows, -1
+        )
 
 
 def store(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from workingpapers.errors import first_line
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.schema import Rows
 from workingpapers.methods.tables.common import Table
 
+_DRAWING = RLock()
 BLOCK, MIXED = 65_536, 1_048_576  # rows that are read together, and that are shuffled together
 
 
@@ -45,8 +49,10 @@ class Plan:
             raise ValueError(
                 f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; need > 0, >= 0"
             )
-        if min(self.batch_size, self.max_epochs, self.patience) < 1:
-            raise ValueError("batch_size, max_epochs and patience must be 1 or more")
+        for name in ("batch_size", "max_epochs", "patience"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,30 @@ class History:
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """Return the device of a name; None takes the GPU where there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """Return the device of a name; None takes the GPU where there is one.
+
+    Raises:
+        ValueError: torch has no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(name)!r} cannot be used here: {first_line(error)}") from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch draw numbers by a seed, and leave its generators as they were.
+
+    All threads share these, so that one thread draws at a time. Tensors are made on the CPU unless code says where,
+    whatever the default device is.
+    """
+    default = torch.get_default_device()
+    with _DRAWING, torch.random.fork_rng(), nullcontext() if default.type == "cpu" else torch.device("cpu"):
+        torch.manual_seed(seed)
+        yield
 
 
 def optimizers(model: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -165,11 +166,15 @@ def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Tab
         options: of that table.
 
     Raises:
-        UserError: no table has that name.
+        UserError: no table has that name, or the table no option of one.
         ValueError: an option that the table refuses.
     """
     if name not in TABLES:
         raise unknown_name("table", name, TABLES)
     module, _, kind = TABLES[name].partition(":")
-    made: Table = getattr(importlib.import_module(module), kind)(sizes, dim, **options)
-    return made
+    chosen: type[Table] = getattr(importlib.import_module(module), kind)
+    known = [o for o in inspect.signature(chosen).parameters if o not in ("sizes", "dim")]
+    for option in options:
+        if option not in known:
+            raise unknown_name("option", option, known, of=f"table {name}")
+    return chosen(sizes, dim, **options)
