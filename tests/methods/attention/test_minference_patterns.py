@@ -14,6 +14,12 @@ from workingpapers.methods.attention.minference_patterns import (
     naive_mask,
 )
 
+PATTERNS = st.one_of(
+    st.builds(AShape, st.integers(0, 60), st.integers(1, 60)),
+    st.builds(VerticalSlash, st.integers(0, 90), st.integers(1, 90), last_q=st.sampled_from([1, 5, 64])),
+    st.builds(BlockSparse, st.integers(1, 9)),
+)
+
 
 def planted(T, columns, offsets, strength=40.0):
     """Return queries and keys whose weights all lie on some columns and diagonals, by one-hot positions."""
@@ -73,11 +79,7 @@ def test_blocks_are_those_with_similar_means():
 @given(
     T=st.integers(1, 50),
     c=st.sampled_from([1, 4, 16]),
-    pattern=st.one_of(
-        st.builds(AShape, st.integers(0, 60), st.integers(1, 60)),
-        st.builds(VerticalSlash, st.integers(0, 60), st.integers(1, 60), last_q=st.sampled_from([1, 5, 64])),
-        st.builds(BlockSparse, st.integers(1, 9)),
-    ),
+    pattern=PATTERNS,
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
@@ -96,11 +98,7 @@ def test_every_row_sees_itself_and_no_future(T, c, pattern, seed):
     T_q=st.integers(1, 90),
     c=st.sampled_from([1, 4, 16]),
     G=st.sampled_from([1, 2, 4]),
-    pattern=st.one_of(
-        st.builds(AShape, st.integers(0, 60), st.integers(1, 60)),
-        st.builds(VerticalSlash, st.integers(0, 90), st.integers(1, 90), last_q=st.sampled_from([1, 5, 64])),
-        st.builds(BlockSparse, st.integers(1, 9)),
-    ),
+    pattern=PATTERNS,
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)

@@ -74,8 +74,7 @@ def block_sample_attention(
     Raises:
         ValueError: see `check_inputs`; NaN and infinity are refused, for sampling would hide them from most rows.
     """
-    # A finite sum is proof in one pass; sums of large numbers in half precision may need the second look.
-    check_inputs(q, k, v, finite=not all(x.sum().isfinite() for x in (q, k, v)))
+    check_inputs(q, k, v, finite=True)
     group = q.shape[1] // k.shape[1]
     if len(q) == 0:
         return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3])
