@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from workingpapers.data.impressions import load_impressions
+from workingpapers.methods.recommenders import crossing
 from workingpapers.methods.recommenders.autoint import AutoIntClassifier, InteractingLayer
 from workingpapers.methods.recommenders.baselines import FM, IPNN, CrossNetwork, DCNClassifier, DeepFMClassifier
 from workingpapers.methods.recommenders.din import DINClassifier, LocalActivationUnit
@@ -275,7 +276,7 @@ def deepctr_equality() -> Iterator[tuple[str, Tensor, Tensor]]:
         [*crosses.kernels, *crosses.bias],
         [*(c.weight for c in linear), *(c.bias[:, None] for c in linear)],
     )
-    yield "DCN-V2's crosses", crossed(cross, e), crosses(e.flatten(1))
+    yield "DCN-V2's crosses", *crossed(cross, e, crosses(e.flatten(1)))
 
 
 def fuxictr_equality(zoo: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -287,7 +288,7 @@ def fuxictr_equality(zoo: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     yield "IPNN's products", (e @ e.mT).flatten(1).index_select(1, ours_.pairs), other(e)
     cross, crosses = CrossNetwork(8, DIM), theirs.CrossNetV2(8 * DIM, 2)
     copied(list(crosses.parameters()), list(cross.crosses.parameters()))
-    yield "DCN-V2's crosses", crossed(cross, e), crosses(e.flatten(1))
+    yield "DCN-V2's crosses", *crossed(cross, e, crosses(e.flatten(1)))
     layer = InteractingLayer(DIM, 2 * DIM)
     attention = model_file(zoo, "AutoInt").MultiHeadSelfAttention(DIM, 2 * DIM, num_heads=2)
     copied(list(attention.parameters()), [w.weight for w in (layer.query, layer.key, layer.value)] + residual(layer))
@@ -309,12 +310,12 @@ def residual(layer: InteractingLayer) -> list[Tensor]:
     return [cast(nn.Linear, layer.residual).weight]
 
 
-def crossed(network: CrossNetwork, e: Tensor) -> Tensor:
-    """Return the crosses of a network alone."""
-    first = x = e.flatten(1)
-    for cross in network.crosses:
-        x = first * cross(x) + x
-    return x
+def crossed(network: CrossNetwork, e: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a network's crosses and the peer's, both times the same weights: ours are computed together with these."""
+    first, weight = e.flatten(1), torch.randn(theirs.shape[1]) / theirs.shape[1] ** 0.5
+    layers = [w for layer in network.crosses for w in layer.parameters()]
+    found = crossing.cross(first, weight, *layers)
+    return crossing.crossed(first, weight, *layers) if found is None else found, theirs @ weight
 
 
 def libraries(zoo: Path | None, folder: Path) -> dict[str, Maker]:

@@ -125,9 +125,8 @@ class StoredRows:
         size = self.rows * self.widths[name]
         if not size:
             return torch.zeros((self.rows, self.widths[name]), dtype=kind, device="cpu")
-        return torch.from_file(self.files[name].name, shared=False, size=size, dtype=kind, device="cpu").view(
-            self.rows, -1
-        )
+        file = self.files[name].name
+        return torch.from_file(file, shared=False, size=size, dtype=kind, device="cpu").view(self.rows, -1)
 
 
 def store(
