@@ -173,6 +173,15 @@ def test_learns_explains_and_comes_back_from_a_folder(hidden_units, tmp_path):
     np.testing.assert_allclose(found, scores[:9], atol=1e-6)  # an export may fuse operations
 
 
+@pytest.mark.parametrize("options", [{}, {"dim": 20}, {"official": True}])  # the ways through a layer
+def test_no_rows_are_explained_and_served(options):
+    table, y = impressions(100)
+    model = AutoIntClassifier(**CHEAP | options, max_epochs=1).fit(table, y)
+    rows = model.schema_.encode(table[:0])
+    assert model.explain(table[:0]).shape == (0, 1, 2, 4, 4)
+    assert model.export(table[:2]).module()(rows.ids, rows.numbers).shape == (0,)
+
+
 def test_without_layers_interactions_are_missed():
     (table, y), (held, held_y) = impressions(4000), impressions(1000, seed=1)
     model = AutoIntClassifier(**CHEAP | {"layers": 0}, **PATIENT, kinds=KINDS).fit(table, y)

@@ -77,7 +77,7 @@ def test_the_exported_program_answers_for_batches_of_any_size(data):
     (table, y), (held, _) = data
     model = MLPClickClassifier(kinds=KINDS, max_epochs=1, random_state=0).fit(table, y)
     program = model.export(held.iloc[:5]).module()
-    for n in (1, 37):
+    for n in (0, 1, 37):
         rows = model.schema_.encode(held.iloc[:n])
         found = program(rows.ids, rows.numbers, *rows.lists.values())
         # The export may fuse operations, which rounds differently.

@@ -254,6 +254,13 @@ def test_bad_options_are_named(options, message):
         FGCNNClassifier(**CHEAP | options).fit(table, y)
 
 
+@pytest.mark.parametrize("kind", [FeatureGenerator, DenseGenerator])
+def test_no_rows_make_no_features(kind):
+    generator = FeatureGenerator(5, 4, (3, 2)).eval()
+    made = generator if kind is FeatureGenerator else kind(5, 4, generator)
+    assert made(torch.zeros(0, 5, 4)).shape == (0, generator.num_generated, 4)
+
+
 def test_an_exported_program_is_saved_without_a_warning_and_leaves_the_model_alone(tmp_path):
     table, y = impressions(200)
     model = FGCNNClassifier(**CHEAP, max_epochs=1).fit(table, y)

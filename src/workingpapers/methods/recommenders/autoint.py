@@ -115,14 +115,14 @@ class InteractingLayer(nn.Module):
         asking = (self.scale * query.mT @ key).transpose(0, 1).flatten(1)  # (d, H d)
         shares = F.dropout(_shares((x @ asking).view(b, m * self.heads, d), x), self.dropout, self.training)
         joined: Tensor = torch.block_diag(*value)  # type: ignore[no-untyped-call]  # (d', H d)
-        return (shares @ x).view(b, m, -1) @ joined.mT
+        return (shares @ x).view(b, m, self.heads * d) @ joined.mT
 
     def _project(self, layer: nn.Linear, x: Tensor) -> Tensor:
         out: Tensor = layer(x)
         return out.relu() if self.rectify else out
 
     def _split(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return self._project(layer, x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return self._project(layer, x).unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 def _started(*layers: nn.Linear) -> None:

@@ -92,7 +92,7 @@ class FeatureGenerator(nn.Module):
         x, made = e[:, None], []
         for convolution, recombination in zip(self.convolutions, self.recombinations, strict=True):
             x = _convolved(convolution, x, self.size)
-            made.append(_recombined(recombination, x).tanh().view(x.shape[0], -1, self.dim))
+            made.append(_recombined(recombination, x).tanh().unflatten(1, (-1, self.dim)))
         return torch.cat(made, dim=1)
 
 
@@ -133,7 +133,7 @@ class DenseGenerator(nn.Module):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return new features (B, num_generated, d) of embedded fields (B, F, d)."""
-        found: Tensor = self.layers(e.flatten(1)).view(e.shape[0], -1, self.dim)
+        found: Tensor = self.layers(e.flatten(1)).unflatten(1, (-1, self.dim))
         return found
 
 
