@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,8 @@ def test_parts_and_times_are_no_features_and_say_what_is_held_back():
     parts = from_table(log(part=["test"] * 5 + ["train"] * 15), "log", "clicked")
     assert parts.held.tolist() == [True] * 5 + [False] * 15
     times = np.random.default_rng(1).permutation(20)
-    for column in (times, pd.to_datetime("2024-01-30") + pd.to_timedelta(times, unit="D")):
+    decimals = [Decimal(int(time)) / 10 for time in times]
+    for column in (times, times - 10, decimals, pd.to_datetime("2024-01-30") + pd.to_timedelta(times, unit="D")):
         found = from_table(log(time=column), "log", "clicked")
         assert found.held.tolist() == (times >= 16).tolist()
         assert found.table.columns.tolist() == ["ad", "price"]
@@ -136,7 +138,9 @@ def test_the_fingerprint_sees_every_value():
         (log(part="train"), "clicked", "column 'part' holds 'train'"),
         (log(part=["train", "valid"] * 10), "clicked", "column 'part' holds 'valid'"),
         (log(time=1), "clicked", "no row is earlier"),
-        (log(time=["2024-01-01", "soon"] * 10), "clicked", "'soon', which is neither"),
+        (log(time=["2024-01-01", "soon"] * 10), "clicked", "'soon' in row 1, which is neither"),
+        (log(time=[*range(19), np.inf]), "clicked", "inf in row 19, which is neither"),
+        (log(time=[*range(19), None]), "clicked", "no value in row 19"),
     ],
 )
 def test_tables_that_are_refused(table, label, message):

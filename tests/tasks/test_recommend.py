@@ -433,7 +433,9 @@ def few(table):
     [
         (lambda t: t.drop(columns="item"), "standard", r"lacks the columns \['item'\]"),
         (lambda t: t[:0], "standard", "holds no rows"),
-        (lambda t: t.assign(time="soon"), "standard", "'time' holds 'soon', which is neither a number nor a date"),
+        (lambda t: t.assign(time="soon"), "standard", "'time' holds 'soon' in row 0, which is neither a finite"),
+        (lambda t: t.assign(time=t["time"].where(t.index != 4, -np.inf)), "standard", "'time' holds -inf in row 4"),
+        (lambda t: t.assign(time=t["time"].where(t.index != 4)), "standard", "'time' has no value in row 4"),
         (lambda t: t.assign(user=t["user"].where(t.index != 4)), "standard", "'user' has no value in row 4"),
         (lambda t: t.assign(item=t["item"].where(t.index != 4)), "standard", "'item' has no value in row 4"),
         (few, "standard", "has 9 users with 3 items or more; 10 are needed"),

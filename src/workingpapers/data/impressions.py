@@ -284,26 +284,50 @@ def _parts(column: pd.Series, name: str) -> NDArray[np.bool_]:
     return held
 
 
-def latest(column: pd.Series, name: str) -> NDArray[np.bool_]:
-    """Return which rows belong to the latest fifth, (N,); rows of one time stay together.
+def moments(column: pd.Series, name: str) -> NDArray[Any]:
+    """Return times (N,) as numbers that are in their order.
 
     Args:
-        column: (N,) numbers or dates.
+        column: (N,) numbers or dates, which text may hold too.
         name: of the table.
 
     Raises:
-        UserError: other values, or no row that is earlier.
+        UserError: a missing or infinite time, or what is neither a number nor a date; names the first and its row.
     """
     import numpy as np
     import pandas as pd
 
-    dates = not pd.api.types.is_numeric_dtype(column)
-    times = pd.to_datetime(column, errors="coerce", format="mixed", utc=True) if dates else column
-    bad = np.flatnonzero(times.isna())
-    if len(bad):
-        raise UserError(f"{name}: column {TIME!r} holds {column.iloc[bad[0]]!r}, which is neither a number nor a date.")
-    numbers = times.astype("int64").to_numpy() if dates else times.to_numpy()
-    held: NDArray[np.bool_] = numbers >= np.sort(numbers)[int((1 - HELD_BACK) * len(numbers))]
+    try:
+        times = pd.to_numeric(column)
+    except (TypeError, ValueError):
+        times = pd.to_datetime(column, errors="coerce", format="mixed", utc=True)
+    missing = column.isna().to_numpy()
+    bad = missing | times.isna().to_numpy()
+    if not bad.any():
+        times = pd.to_numeric(times).to_numpy()
+        bad = ~np.isfinite(times.astype(np.float64))
+    if bad.any():
+        row = int(bad.argmax())
+        if missing[row]:
+            raise UserError(f"{name}: column {TIME!r} has no value in row {row}.")
+        odd = column.iloc[row]
+        shown = repr(odd) if isinstance(odd, str) else odd
+        raise UserError(
+            f"{name}: column {TIME!r} holds {shown} in row {row}, which is neither a finite number nor a date."
+        )
+    return times
+
+
+def latest(column: pd.Series, name: str) -> NDArray[np.bool_]:
+    """Return which rows belong to the latest fifth, (N,); rows of one time stay together.
+
+    Raises:
+        UserError: as `moments`, or no row is earlier.
+    """
+    import numpy as np
+
+    times = moments(column, name)
+    held: NDArray[np.bool_] = times >= np.sort(times)[int((1 - HELD_BACK) * len(times))]
     if held.all():
         raise UserError(
             f"{name}: no row is earlier than the latest fifth by column {TIME!r}; give it {PART!r} instead."

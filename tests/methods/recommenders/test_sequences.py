@@ -1,5 +1,7 @@
 """Logs, the split, batches and ranked lists, against definitions on small logs."""
 
+from datetime import date
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,6 +59,9 @@ def test_features_are_the_catalogue():
         ({"table": TABLE.drop(columns="time")}, r"lacks columns \['time'\]"),
         ({"table": TABLE[:0]}, "holds no rows"),
         ({"table": TABLE.assign(item=[7, None, 3, 5, 5])}, "'item' has no value in row 1"),
+        ({"table": TABLE.assign(time=[3, 2, np.inf, 2, 1])}, "'time' holds inf in row 2"),
+        ({"table": TABLE.assign(time=["10", "9", "8", "7", "6"])}, "'time' holds '10' in row 0; times must be finite"),
+        ({"table": TABLE.assign(time=[date(2024, 1, 1), 2, 3, 4, 5])}, "'time' holds times that have no order"),
         ({"features": pd.DataFrame({"title": ["x", "y"]}, index=[7, 3])}, "features lacks item 5"),
         ({"features": pd.DataFrame({"title": ["x", "y"]}, index=[7, 7])}, "item 7 more than once"),
     ],

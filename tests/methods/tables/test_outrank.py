@@ -337,7 +337,7 @@ def test_bad_files_are_named(tmp_path):
         ("wide.csv", "y", r"more values than the header has names \(2\)"),
         ("latin.csv", "y", "it is not UTF-8"),
         ("ragged.csv", "y", "ragged.csv cannot be read"),
-        ("gap.csv", "y", "'y' is missing in row 2"),
+        ("gap.csv", "y", "'y' is missing in row 1"),
         ("one.csv", "y", r"has the values \['0'\] in 2 rows"),
         ("sorted.csv", "y", "is sorted by 'y'"),
         ("number.csv", "y", "differs in every row"),

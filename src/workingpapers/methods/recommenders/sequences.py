@@ -63,7 +63,8 @@ class Log:
             features: a row for each item, indexed by its label; items without interactions join the catalogue.
 
         Raises:
-            ValueError: no rows, missing columns or values, or items that `features` lacks or repeats.
+            ValueError: no rows, missing columns or values, times that are infinite or without an order, or items that
+                `features` lacks or repeats.
         """
         absent = [column for column in (user, item, time) if column not in table.columns]
         if absent:
@@ -74,7 +75,7 @@ class Log:
             if table[column].isna().any():
                 row = int(table[column].isna().to_numpy().argmax())
                 raise ValueError(f"column {column!r} has no value in row {row}")
-        ordered = table.sort_values(time, kind="stable")
+        ordered = _in_order(table, time)
         if features is None:
             codes, labels = pd.factorize(ordered[item], sort=True)
         else:
@@ -106,6 +107,25 @@ class Log:
         if (found < 0).any():
             raise ValueError(f"the catalogue has no item {wanted[int((found < 0).argmax())]!r}")
         return found.astype(np.int64)
+
+
+def _in_order(table: pd.DataFrame, time: str) -> pd.DataFrame:
+    """Return a table in the order of its column of times."""
+    times = table[time]
+    if pd.api.types.is_numeric_dtype(times):
+        odd = np.isinf(times.to_numpy(np.float64))
+    elif pd.api.types.is_datetime64_any_dtype(times):
+        odd = np.zeros(len(times), bool)
+    else:  # of text "10" would come before "9"
+        odd = times.map(lambda value: isinstance(value, str)).to_numpy(bool)
+    if odd.any():
+        row = int(odd.argmax())
+        shown = repr(times.iloc[row]) if isinstance(times.iloc[row], str) else times.iloc[row]
+        raise ValueError(f"column {time!r} holds {shown} in row {row}; times must be finite numbers or dates")
+    try:
+        return table.sort_values(time, kind="stable")
+    except TypeError as error:
+        raise ValueError(f"column {time!r} holds times that have no order: {error}") from error
 
 
 def _positions(features: pd.DataFrame, items: pd.Series) -> NDArray[np.int64]:

@@ -381,6 +381,6 @@ def _remark_on(distinct: list[str]) -> None:
 def _check_label(target: pd.Series, label: str, before: int) -> None:
     missing = np.flatnonzero(target.isna())
     if len(missing):
-        raise UserError(f"The label {label!r} is missing in row {before + int(missing[0]) + 1}.")
+        raise UserError(f"The label {label!r} is missing in row {before + int(missing[0])}.")
     if len(target) > 20 and target.nunique() == len(target):
         raise UserError(f"The label {label!r} differs in every row ({target.iloc[0]!r}, ..); it must have few values.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workingpapers.data.impressions import called, fingerprint
+from workingpapers.data.impressions import called, fingerprint, moments
 from workingpapers.data.packaged_impressions import LIKED, packaged_table
 from workingpapers.errors import UserError, existing_file, similar_files, table_kind, unknown_name
 
@@ -125,11 +125,9 @@ def from_table(
         told: columns that make up the items' sentences; None takes texts first, then all others but numbers.
 
     Raises:
-        UserError: no rows, a column that is missing, there twice or lacks values, or times that are neither numbers nor
-            dates.
+        UserError: no rows, a column that is missing, there twice or lacks values, or times that are neither finite
+            numbers nor dates.
     """
-    import pandas as pd
-
     from workingpapers.methods.recommenders.sequences import Log
 
     absent = [column for column in (USER, ITEM, TIME) if column not in table.columns]
@@ -138,13 +136,7 @@ def from_table(
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
         raise UserError(f"{name} has the column {twice[0]!r} more than once.")
-    times = table[TIME]
-    if not pd.api.types.is_numeric_dtype(times):
-        times = pd.to_datetime(times, errors="coerce", format="mixed", utc=True)
-        bad = (times.isna() & table[TIME].notna()).to_numpy()
-        if bad.any():
-            odd = table[TIME].iloc[int(bad.argmax())]
-            raise UserError(f"{name}: column {TIME!r} holds {odd!r}, which is neither a number nor a date.")
+    times = moments(table[TIME], name)
     described = table.drop(columns=[c for c in (USER, TIME, label) if c in table.columns])
     features = described.groupby(ITEM, sort=True).first()
     kinds = {column: (known or {}).get(column) or _kind(features[column]) for column in features.columns}
