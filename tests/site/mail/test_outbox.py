@@ -173,6 +173,9 @@ def test_requests_at_the_same_moment_share_the_limit(database):
 def test_what_is_done_with_is_deleted_in_the_end(database):
     put(database, "a@b.co", "sign-in")
     put(database, "b@b.co", "sign-in", now=NOW + KEPT)
+    put(database, "c@b.co", subscription=subscribe(database, "c@b.co"), edition="2026-11-25")
+    with writing(database) as connection:  # as an edition without news is written down
+        connection.execute(update(outbox).where(outbox.c.email == "c@b.co").values(state="empty"))
     drain(database, lambda message, email: None, now=lambda: NOW + KEPT)
     drain(database, lambda message, email: None, now=lambda: NOW + KEPT + 1)
     assert rows(database, "email") == [("b@b.co",)]

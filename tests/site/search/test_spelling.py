@@ -37,6 +37,20 @@ def test_short_words_are_left_alone(sqlite_database):
     assert speller(sqlite_database, "GAN").near("gam") == []
 
 
+def test_whoever_asks_meanwhile_finds_no_word_without_its_frequency(sqlite_database):
+    it = speller(sqlite_database, "graph")
+
+    class Words(list):
+        def append(self, word):
+            super().append(word)
+            assert it.near("diffusoin") == ["diffusion"]  # as another thread may at this moment
+
+    it._by_length[len("diffusion")] = Words()
+    with writing(sqlite_database) as connection:
+        made(connection, 1, title="Diffusion")
+    it.refresh()
+
+
 def test_refresh_learns_what_came_since(sqlite_database):
     it = speller(sqlite_database, "graph")
     assert it.refresh() is False

@@ -50,6 +50,31 @@ def test_similarities_are_cosines(database):
     assert vectors.similarities(query, []) == vectors.similarities(query, [999]) == {}
 
 
+def test_an_index_that_is_replaced_meanwhile_costs_no_answer(sqlite_database):
+    rows = unit(3)
+    ids = embed(sqlite_database, rows)
+    update_index(sqlite_database)
+    vectors = read(sqlite_database)
+
+    class Old:
+        """The index at hand, which another thread replaces as soon as it was asked for anything."""
+
+        def __init__(self, index):
+            self._index = index
+
+        def __getattr__(self, name):
+            vectors._index = None
+            return getattr(self._index, name)
+
+        def __contains__(self, number):
+            return self.contains(number)
+
+    old = Old(vectors._index)
+    for ask in (lambda: vectors.similarities(unit(1)[0].astype(np.float32), ids), lambda: vectors.vector(ids[0])):
+        vectors._index = old
+        assert len(ask()) in (3, 384)
+
+
 def test_new_changed_and_deleted_vectors(database):
     rows = unit(30)
     ids = embed(database, rows[:20])

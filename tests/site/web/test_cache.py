@@ -205,6 +205,14 @@ def test_it_never_grows_beyond_its_bound(monkeypatch):
     assert asyncio.run(texts(client, "/49"))[0].endswith(" 50 of /49")  # the latest are kept
 
 
+def test_long_addresses_count_towards_its_bound(monkeypatch):
+    monkeypatch.setattr(cache, "MOST_BYTES", 20_000)
+    layer = MicroCache(Counting(), lambda: None, Clock())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(layer), base_url="http://page")
+    asyncio.run(texts(client, *(f"/?{number}{'x' * 3000}" for number in range(50))))
+    assert 0 < sum(map(len, layer._kept)) <= 20_000
+
+
 def test_the_version_of_a_database_changes_with_every_commit(tmp_path):
     engine = open_database(f"sqlite:///{tmp_path}/site.sqlite")
     version = data_version(engine)

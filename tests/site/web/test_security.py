@@ -171,6 +171,16 @@ def test_bodies_are_limited(world, is_announced):
     assert limited.post("/", content=b"", headers={"Content-Length": "many"}).status_code == 413
 
 
+@pytest.mark.parametrize("address", ["/{}", "/?{}"])
+def test_addresses_are_limited(world, address):
+    limited = TestClient(Limits(_echo, world.settings))
+    assert limited.get(address.format("a" * 15_000)).status_code == 200
+    answer = limited.get(address.format("a" * 17_000))
+    assert answer.status_code == 414
+    assert "16 KiB" in answer.text
+    assert len(answer.text) < 17_000
+
+
 def test_answers_are_limited_in_time(world, monkeypatch):
     async def slow(scope, receive, send):
         await asyncio.sleep(30)

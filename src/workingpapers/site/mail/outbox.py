@@ -144,7 +144,7 @@ def drain(
     """
     done: Counter[str] = Counter()
     with writing(engine) as connection:
-        old = outbox.c.state.in_(("sent", "failed")) & (outbox.c.created < now() - KEPT)
+        old = outbox.c.state.in_(("sent", "failed", "empty")) & (outbox.c.created < now() - KEPT)
         connection.execute(delete(outbox).where(old))
     while not stopped() and (claim := _claim(engine, now())):
         try:

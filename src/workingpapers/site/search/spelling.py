@@ -44,9 +44,9 @@ class Speller:
     def _learn(self, title: str) -> None:
         for word in split(title):
             if len(word) >= SHORTEST - 1 and word.isalpha():
-                if word not in self._counts:
+                self._counts[word] += 1  # first, for `near` in another thread takes its logarithm
+                if self._counts[word] == 1:
                     self._by_length[len(word)].append(word)
-                self._counts[word] += 1
 
     def frequency(self, word: str) -> int:
         """Return how often a word occurs in titles."""

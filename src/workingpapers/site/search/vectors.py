@@ -85,7 +85,7 @@ def update_index(engine: Engine) -> None:
 
 
 class Vectors:
-    """The index as a process reads it, looked up anew when the file was replaced."""
+    """The index as a process reads it, looked up anew when the file was replaced: each method takes the one of then."""
 
     def __init__(self, engine: Engine) -> None:
         self._file = index_file(engine)
@@ -106,35 +106,35 @@ class Vectors:
                 self._seen = (status.st_ino, status.st_mtime_ns)
 
     def __len__(self) -> int:
-        return len(self._index) if self._index is not None else 0
+        return len(index) if (index := self._index) is not None else 0
 
     def nearest(self, vector: NDArray[np.float32], count: int) -> list[int]:
         """Return the ids of the papers nearest to a unit vector (384,), nearest first."""
-        if self._index is None:
+        if (index := self._index) is None:
             return []
-        found = self._index.search(vector, count)
+        found = index.search(vector, count)
         return [int(key) for key in found.keys]
 
     def similarities(self, vector: NDArray[np.float32], ids: Sequence[int]) -> dict[int, float]:
         """Return the cosines of papers with a unit vector (384,); papers without a vector are left out."""
         import numpy as np
 
-        if self._index is None or not ids:
+        if (index := self._index) is None or not ids:
             return {}
         keys = np.asarray(ids, dtype=np.uint64)
-        keys = keys[self._index.contains(keys)]
+        keys = keys[index.contains(keys)]
         if not len(keys):
             return {}
-        rows = np.asarray(self._index.get(keys), dtype=np.float32)
+        rows = np.asarray(index.get(keys), dtype=np.float32)
         return dict(zip(keys.tolist(), (rows @ vector).tolist(), strict=True))
 
     def vector(self, number: int) -> NDArray[np.float32] | None:
         """Return a paper's vector (384,), None where it has none."""
         import numpy as np
 
-        if self._index is None or number not in self._index:
+        if (index := self._index) is None or number not in index:
             return None
-        return np.asarray(self._index.get(number), dtype=np.float32)
+        return np.asarray(index.get(number), dtype=np.float32)
 
 
 def _has_own(engine: Engine) -> bool:

@@ -25,7 +25,7 @@ LIFETIME = 4.0  # seconds
 LONGEST = 60.0
 MOST_BYTES = 20 * 1024 * 1024
 _SMALLEST = 500  # bytes worth compressing
-_OVERHEAD = 1500  # bytes that an answer takes beside its body
+_OVERHEAD = 1500  # bytes that an answer takes beside its body and its key
 _TEXT = ("text/", "application/json", "application/atom", "application/rss", "application/feed", "image/svg")
 
 Version = Callable[[], object]
@@ -107,11 +107,11 @@ class MicroCache:
     def _keep(self, key: str, answer: _Answer) -> None:
         """Keep an answer; the oldest go when there are too many."""
         if old := self._kept.pop(key, None):
-            self._size -= len(old.body) + _OVERHEAD
+            self._size -= _bytes(key, old)
         self._kept[key] = answer
-        self._size += len(answer.body) + _OVERHEAD
+        self._size += _bytes(key, answer)
         while self._size > MOST_BYTES:
-            self._size -= len(self._kept.popitem(last=False)[1].body) + _OVERHEAD
+            self._size -= _bytes(*self._kept.popitem(last=False))
 
     async def _make(self, scope: Scope, receive: Receive, send: Send) -> _Answer | None:
         """Return the whole answer of the application; None where it is a stream, which is passed through."""
@@ -131,6 +131,10 @@ class MicroCache:
 
         await self._app({**scope, "method": "GET"}, receive, collect)
         return None if streams else _finished(_Answer(start["status"], list(start["headers"]), b"".join(parts)))
+
+
+def _bytes(key: str, answer: _Answer) -> int:
+    return len(key) + len(answer.body) + _OVERHEAD
 
 
 def _finished(answer: _Answer) -> _Answer:

@@ -35,6 +35,7 @@ TITLES = {
     404: "Nothing here",
     405: "Not that way",
     413: "Too much at once",
+    414: "Too much at once",
     422: "That can’t be answered",
     429: "Too many requests",
     500: "Something broke",

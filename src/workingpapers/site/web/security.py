@@ -32,6 +32,7 @@ ONE_CLICK = (
 ELSEWHERE = "This change was asked for from outside this page, so nothing was changed. Go to the page and try there."
 
 MOST_BODY = 256 * 1024  # bytes of a request; the longest form is a few thousand
+MOST_ADDRESS = 16 * 1024  # characters of path and query; the longest search is 12,000, of a thousand letters
 MOST_TIME = 20.0  # seconds that a request may take
 READ_RATE, READ_BURST = 50.0, 400.0  # requests a second and at once, per client
 WRITE_RATE, WRITE_BURST = 0.5, 30.0
@@ -189,6 +190,10 @@ class Limits:
             seconds = int(wait) + 1
             message = f"Too many requests from your address. Try again in {seconds} second{'s' * (seconds > 1)}."
             await problem(Request(scope), 429, message, {"Retry-After": str(seconds)})(scope, receive, send)
+            return
+        if len(scope["path"]) + len(scope["query_string"]) > MOST_ADDRESS:
+            message = f"An address may have {MOST_ADDRESS // 1024} KiB at most."
+            await problem(Request(scope), 414, message)(scope, receive, send)
             return
         await self._in_time(scope, _Measured(receive), send)
 
