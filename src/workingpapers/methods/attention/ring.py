@@ -1,8 +1,8 @@
 """Ring attention: exact attention over a sequence that is spread over P processes.
 
-Each process keeps the queries of its share of c = T / P tokens. Blocks of keys and values travel round the ring, from
-each process to the next, and meet every query once; a running softmax makes the result exact. Step t = 0 .. P-1 of
-process p sees block j = (p - t) mod P:
+Each process keeps the queries of its share of c = T / P tokens (a few more or fewer where T is no multiple). Blocks of
+keys and values travel round the ring, from each process to the next, and meet every query once; a running softmax makes
+the result exact. Step t = 0 .. P-1 of process p sees block j = (p - t) mod P:
 
     out_j, lse_j = attention(q_p, k_j, v_j)                (B, H_q, c, d_v) and (B, H_q, c), piece by piece
     out, lse     = merge(out, lse, out_j, lse_j)           starting from out 0, lse -inf
@@ -36,27 +36,26 @@ implementations.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import check_inputs, merge, repeat_heads, restore
 from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.ring_process import Ring, wait
 from workingpapers.methods.attention.sequences import (
     Group,
     Layout,
+    exchanged,
     gather,
-    held_pieces,
-    piece_length,
     place,
     positions,
     shard,
+    whole_length,
 )
 
 __all__ = [
@@ -83,11 +82,11 @@ def ring_attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attention over the whole sequence, of which every process gives its share and gets the outputs of its share.
 
-    Every process of the group must call it, with shares of one shape. Without a process group it is blockwise
-    attention in one process. Differentiable once.
+    Every process of the group must call it, with the share that `shard` gives it of one sequence of any length. Without
+    a process group it is blockwise attention in one process. Differentiable once.
 
     Args:
-        q, k, v: (B, H_q, c, d), (B, H_kv, c, d), (B, H_kv, c, d_v), the share that `shard` gives.
+        q, k, v: (B, H_q, c, d), (B, H_kv, c, d), (B, H_kv, c, d_v), the share.
         group: the processes, in ring order; None takes the default group.
         causal: a query sees keys up to its own position (default), or all of them.
         scale: factor of the scores; None takes d^-1/2.
@@ -100,8 +99,8 @@ def ring_attention(
         (B, H_q, c, d_v) in the dtype of q; with `return_lse` also (B, H_q, c) in float32 (float64 for float64).
 
     Raises:
-        ValueError: see `check_inputs`; shares that differ between processes; an odd share with "zigzag"; an option
-            out of range.
+        ValueError: see `check_inputs`; processes that disagree, or shares that `shard` does not give; an option out of
+            range.
     """
     check_inputs(q, k, v)
     if q.shape[2] != k.shape[2]:
@@ -112,10 +111,25 @@ def ring_attention(
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be 1 or more")
     rank, size = place(group)
-    ring = _Ring(group, rank, size, causal, q.shape[-1] ** -0.5 if scale is None else scale, layout, chunk)
-    ring.check_agreement(q, k, v, segment_ids)
+    length = _agreed_length(q, k, v, segment_ids, group, causal, layout)
+    ring = Ring(group, rank, size, length, causal, q.shape[-1] ** -0.5 if scale is None else scale, layout, chunk)
     out, lse = _RingAttention.apply(q, k, v, segment_ids, ring)  # type: ignore[no-untyped-call]
     return (out, lse) if return_lse else out
+
+
+def _agreed_length(
+    q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None, group: Group, causal: bool, layout: Layout
+) -> int:
+    """Return T, refusing shares that don't fit together, which would otherwise hang or be read wrongly."""
+    options = causal, segment_ids is not None, layout == "zigzag", q.element_size()
+    numbers = [q.shape[2], *q.shape[:2], q.shape[3], k.shape[1], v.shape[3], *map(int, options)]
+    table = exchanged(numbers, q.device, group)
+    if any(row[1:] != table[0][1:] for row in table):
+        raise ValueError(
+            "processes disagree on (c, B, H_q, d, H_kv, d_v, causal, segments, zigzag, bytes of a number), of which "
+            f"only c may differ: {table}"
+        )
+    return whole_length([row[0] for row in table], layout)
 
 
 def naive_ring_attention(
@@ -135,16 +149,15 @@ def naive_ring_attention(
 
     Args:
         q, k, v: (B, H_q, T, d), (B, H_kv, T, d), (B, H_kv, T, d_v), whole sequences.
-        size: the number of hosts; it must divide T.
+        size: the number of hosts.
         causal, scale, segment_ids: as in `ring_attention`, for the whole sequence.
 
     Raises:
-        ValueError: see `check_inputs`; or a size that does not divide T.
+        ValueError: see `check_inputs`.
     """
     check_inputs(q, k, v)
-    T = q.shape[2]
-    piece_length(T, size, "contiguous")
-    at, outputs = torch.arange(T, device=q.device).chunk(size), []
+    at = [positions(q.shape[2], rank=p, size=size, layout="contiguous").to(q.device) for p in range(size)]
+    outputs = []
     keys, values = (repeat_heads(x, q.shape[1]) for x in (k, v))
     for p in range(size):
         queries = q[:, :, at[p]]
@@ -153,6 +166,8 @@ def naive_ring_attention(
         maximum = torch.full_like(denominator, -torch.inf)
         for t in range(size):
             j = (p - t) % size
+            if len(at[j]) == 0:
+                continue
             scores = queries @ keys[:, :, at[j]].mT * (q.shape[-1] ** -0.5 if scale is None else scale)
             if causal:
                 scores = scores.masked_fill(at[p][:, None] < at[j], -torch.inf)
@@ -188,7 +203,7 @@ def attend_sharded(
         group, causal, scale, segment_ids, layout: as in `ring_attention`, the ids (B, T).
 
     Raises:
-        ValueError: see `ring_attention`; or a T that cannot be split over the processes.
+        ValueError: see `ring_attention`.
     """
     q, k, v = (shard(x, dim=2, group=group, layout=layout) for x in (q, k, v))
     if segment_ids is not None:
@@ -212,129 +227,40 @@ def apply(model: common.Model, *, group: Group = None, layout: Layout = "zigzag"
     Raises:
         ValueError: see `common.check_model`; while running, padding masks and decoding from a cache.
     """
+    ring = {"group": group, "layout": layout}
+    return common.apply(model, "ring", partial(_attention, chunk=chunk, **ring), prepare=partial(_prepare, **ring))
 
-    def prepare(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-        tokens = inputs["inputs_embeds" if inputs.get("input_ids") is None else "input_ids"]
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    group: Group,
+    layout: Layout,
+    chunk: int,
+    **kwargs: Any,
+) -> Tensor:
+    if key_mask is not None:
+        raise ValueError("ring attention takes no padding mask; give segment_ids, with an id of its own for padding")
+    if q.shape[2] != k.shape[2]:
+        raise ValueError("ring attention does not decode from a cache; call the model with use_cache=False")
+    segment_ids = kwargs.get("segment_ids")
+    out: Any = ring_attention(q, k, v, group=group, scale=scale, segment_ids=segment_ids, layout=layout, chunk=chunk)
+    return out
+
+
+def _prepare(module: nn.Module, inputs: dict[str, Any], *, group: Group, layout: Layout) -> dict[str, Any]:
+    tokens = inputs["inputs_embeds" if inputs.get("input_ids") is None else "input_ids"]
+    if inputs.get("position_ids") is None:
         rank, size = place(group)
-        if inputs.get("position_ids") is None:
-            own = positions(tokens.shape[1] * size, rank=rank, size=size, layout=layout)
-            inputs["position_ids"] = own[None].to(tokens.device)
-        if inputs.get("attention_mask") is None:  # else jumps in the positions are taken for packed sequences
-            inputs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
-        return inputs
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, **kwargs: Any) -> Tensor:
-        if key_mask is not None:
-            raise ValueError(
-                "ring attention takes no padding mask; give segment_ids, with an id of its own for padding"
-            )
-        if q.shape[2] != k.shape[2]:
-            raise ValueError("ring attention does not decode from a cache; call the model with use_cache=False")
-        segment_ids = kwargs.get("segment_ids")
-        out: Any = ring_attention(
-            q, k, v, group=group, scale=scale, segment_ids=segment_ids, layout=layout, chunk=chunk
-        )
-        return out
-
-    return common.apply(model, "ring", attention, prepare=prepare)
-
-
-@dataclass(frozen=True)
-class _Ring:
-    """A process's place in the ring and how it attends."""
-
-    group: Group
-    rank: int
-    size: int
-    causal: bool
-    scale: float
-    layout: Layout
-    chunk: int
-
-    def check_agreement(self, q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None) -> None:
-        """Refuse shares that differ between processes, which would otherwise hang or be read wrongly."""
-        if self.size > 1:
-            self._compare(q, k, v, segment_ids)
-        piece_length(q.shape[2] * self.size, self.size, self.layout)
-
-    def _compare(self, q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None) -> None:
-        options = self.causal, segment_ids is not None, self.layout == "zigzag", q.element_size()
-        mine = torch.tensor([*q.shape, k.shape[1], v.shape[3], *map(int, options)], device=q.device)
-        all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(all_of_them, mine, group=self.group)
-        if any(not torch.equal(mine, other) for other in all_of_them):
-            table = [other.tolist() for other in all_of_them]
-            raise ValueError(
-                "processes disagree on (B, H_q, c, d, H_kv, d_v, causal, segments, zigzag, bytes of a number): "
-                f"{table}; the length must be a multiple of the number of processes"
-            )
-
-    def pass_on(self, tensors: Sequence[Tensor], tag: int) -> tuple[list[Tensor], list[Any]]:
-        """Start sending to the next process and receiving from the previous one; return what arrives, and requests."""
-        if self.size == 1:
-            return list(tensors), []
-        group = self.group or dist.group.WORLD
-        arriving = [torch.empty_like(t) for t in tensors]
-        following = dist.get_global_rank(group, (self.rank + 1) % self.size)  # type: ignore[arg-type]
-        previous = dist.get_global_rank(group, (self.rank - 1) % self.size)  # type: ignore[arg-type]
-        moves = []
-        for i, (out, into) in enumerate(zip(tensors, arriving, strict=True)):
-            moves.append(dist.P2POp(dist.isend, out, following, group, tag + i))
-            moves.append(dist.P2POp(dist.irecv, into, previous, group, tag + i))
-        return arriving, dist.batch_isend_irecv(moves)
-
-    def blocks(self, *tensors: Tensor | None) -> Iterator[tuple[int, list[Tensor]]]:
-        """Yield (process that it belongs to, block) for every block; the next one travels in the meantime."""
-        block = [t.contiguous() for t in tensors if t is not None]
-        for step in range(self.size):
-            arriving, requests = self.pass_on(block, tag=0) if step < self.size - 1 else (block, [])
-            yield (self.rank - step) % self.size, block
-            _wait(requests)
-            block = arriving
-
-    def pairs(
-        self, length: int, source: int, own: Tensor | None, other: list[Tensor], device: torch.device
-    ) -> Iterator[tuple[slice, slice, Tensor | None]]:
-        """Yield (queries, keys, mask) for chunks of the share and of a block that see each other, mask None if wholly.
-
-        Args:
-            length: tokens in a share.
-            source: the process that the block belongs to.
-            own: (B, c) segment ids of the share, or None.
-            other: [(B, c) those of the block], or nothing.
-            device: where the masks are wanted.
-        """
-        keys = self._chunks(length, source)
-        for rows, first_query in self._chunks(length, self.rank):
-            q = torch.arange(first_query, first_query + rows.stop - rows.start, device=device)
-            for cols, first_key in keys:
-                last_key = first_key + cols.stop - cols.start - 1
-                mask = None
-                if self.causal and first_key >= first_query + len(q):
-                    continue
-                if self.causal and last_key > first_query:
-                    mask = (q[:, None] >= torch.arange(first_key, last_key + 1, device=device))[None, None]
-                if own is not None:
-                    same = (own[:, rows, None] == other[0][:, None, cols])[:, None]
-                    mask = same if mask is None else mask & same
-                    if not mask.any():
-                        continue
-                yield rows, cols, mask
-
-    def _chunks(self, length: int, rank: int) -> list[tuple[slice, int]]:
-        """Return (slice of the share, first position) of the chunks of a process; none crosses the end of a piece."""
-        numbers = held_pieces(rank, self.size, self.layout)
-        piece = length // len(numbers)
-        return [
-            (slice(i * piece + start, i * piece + min(start + self.chunk, piece)), number * piece + start)
-            for i, number in enumerate(numbers)
-            for start in range(0, piece, self.chunk)
-        ]
-
-
-def _wait(requests: list[Any]) -> None:
-    for request in requests:
-        request.wait()
+        length = whole_length([held for (held,) in exchanged([tokens.shape[1]], tokens.device, group)], layout)
+        inputs["position_ids"] = positions(length, rank=rank, size=size, layout=layout)[None].to(tokens.device)
+    if inputs.get("attention_mask") is None:  # else jumps in the positions are taken for packed sequences
+        inputs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+    return inputs
 
 
 class _RingAttention(torch.autograd.Function):
@@ -342,13 +268,13 @@ class _RingAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None, ring: _Ring
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segment_ids: Tensor | None, ring: Ring
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(q.dtype, torch.float32)
         out = torch.zeros(*q.shape[:3], v.shape[3], dtype=exact, device=q.device)
         lse = torch.full(q.shape[:3], -torch.inf, dtype=exact, device=q.device)
         for source, (keys, values, *other) in ring.blocks(k, v, segment_ids):
-            for rows, cols, mask in ring.pairs(q.shape[2], source, segment_ids, other, q.device):
+            for rows, cols, mask in ring.pairs(source, segment_ids, other, q.device):
                 part = fused_attention(q[:, :, rows], keys[:, :, cols], values[:, :, cols], scale=ring.scale, mask=mask)
                 out[:, :, rows], lse[:, :, rows] = merge(out[:, :, rows], lse[:, :, rows], *part)
         out = out.to(q.dtype)
@@ -360,7 +286,7 @@ class _RingAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, segment_ids = ctx.saved_tensors
-        ring: _Ring = ctx.ring
+        ring: Ring = ctx.ring
         exact = lse.dtype
         grad_out = grad_out.to(exact)
         delta = (grad_out * out.to(exact)).sum(-1) - grad_lse
@@ -368,19 +294,19 @@ class _RingAttention(torch.autograd.Function):
         arriving: list[Tensor] = []
         requests: list[Any] = []
         for source, (keys, values, *other) in ring.blocks(k, v, segment_ids):
-            dk, dv = (torch.zeros_like(x, dtype=exact, memory_format=torch.contiguous_format) for x in (k, v))
-            for rows, cols, mask in ring.pairs(q.shape[2], source, segment_ids, other, q.device):
+            dk, dv = (torch.zeros_like(x, dtype=exact) for x in (keys, values))
+            for rows, cols, mask in ring.pairs(source, segment_ids, other, q.device):
                 at = (slice(None), slice(None), rows)
                 to = (slice(None), slice(None), cols)
                 block = (q[at].to(exact), keys[to].to(exact), values[to].to(exact))
                 parts = _gradients(*block, grad_out[at], lse[at], delta[at], ring.scale, mask)
                 for total, where, part in zip((dq, dk, dv), (at, to, to), parts, strict=True):
                     total[where] += part
-            _wait(requests)
+            wait(requests)
             for total, part in zip((dk, dv), arriving, strict=False):  # what the processes before this one added
                 total += part
-            arriving, requests = ring.pass_on([dk, dv], tag=3)
-        _wait(requests)
+            arriving, requests = ring.pass_on([dk, dv], source, tag=3)
+        wait(requests)
         dk, dv = arriving
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None
 

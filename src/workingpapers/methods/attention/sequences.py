@@ -1,12 +1,13 @@
 """Long sequences for ring attention: packed of examples, spread over processes, and the processes on one machine.
 
-The sequence of T tokens is cut into pieces of equal size. In the "contiguous" layout there are P pieces and process p
-holds piece p; in the "zigzag" layout there are 2 P and it holds pieces p and 2 P - 1 - p, an early one and a late one,
-so that in causal attention all processes have the same work.
+The sequence of T tokens is cut into pieces of equal size, or of sizes that differ by one where T doesn't divide. In the
+"contiguous" layout there are P pieces and process p holds piece p; in the "zigzag" layout there are 2 P and it holds
+pieces p and 2 P - 1 - p, an early one and a late one, so that in causal attention all processes have the same work.
 """
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +23,15 @@ Layout = Literal["zigzag", "contiguous"]
 
 
 def positions(length: int, *, rank: int, size: int, layout: Layout = "zigzag") -> Tensor:
-    """Return (length / size,) the positions in the whole sequence of the tokens that a process holds, ascending.
+    """Return the positions in the whole sequence of the tokens that a process holds, ascending.
 
     Rotary embeddings need them as `position_ids`.
 
     Raises:
-        ValueError: a length that cannot be split over `size` processes, or an unknown layout.
+        ValueError: an unknown layout.
     """
-    piece = piece_length(length, size, layout)
-    return torch.cat([torch.arange(n * piece, (n + 1) * piece) for n in held_pieces(rank, size, layout)])
+    pieces = held_pieces(length, rank=rank, size=size, layout=layout)
+    return torch.cat([torch.arange(piece.start, piece.stop) for piece in pieces])
 
 
 def shard(x: Tensor, *, dim: int, group: Group = None, layout: Layout = "zigzag") -> Tensor:
@@ -47,14 +48,23 @@ def gather(x: Tensor, *, dim: int, group: Group = None, layout: Layout = "zigzag
     """Return the whole tensor, of which every process gives its share along `dim`; the inverse of `shard`.
 
     Gradients do not pass.
+
+    Raises:
+        ValueError: shares of other lengths than `shard` gives, or an unknown layout.
     """
     _, size = place(group)
     if size == 1:
         return x.detach()
-    shares = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size)]
-    dist.all_gather(shares, x.detach().contiguous(), group=group)
-    order = [positions(x.shape[dim] * size, rank=rank, size=size, layout=layout) for rank in range(size)]
-    return torch.cat(shares, dim=dim).index_select(dim, torch.cat(order).argsort().to(x.device))
+    rows = x.detach().movedim(dim, 0)
+    lengths = [held for (held,) in exchanged([len(rows)], x.device, group)]
+    length = whole_length(lengths, layout)
+    order = [positions(length, rank=rank, size=size, layout=layout) for rank in range(size)]
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])  # what all processes give must be of one shape
+    padded[: len(rows)] = rows
+    shares = [torch.empty_like(padded) for _ in range(size)]
+    dist.all_gather(shares, padded, group=group)
+    whole = torch.cat([share[:held] for share, held in zip(shares, lengths, strict=True)])
+    return whole.index_select(0, torch.cat(order).argsort().to(x.device)).movedim(0, dim).contiguous()
 
 
 def score_entries(length: int, *, rank: int, size: int, layout: Layout = "zigzag", causal: bool = True) -> int:
@@ -63,9 +73,13 @@ def score_entries(length: int, *, rank: int, size: int, layout: Layout = "zigzag
     Raises:
         ValueError: see `positions`.
     """
-    piece = piece_length(length, size, layout)
-    mine, all_of_them = held_pieces(rank, size, layout), range(length // piece if piece else 0)
-    return piece**2 * sum(not causal or theirs <= own for own in mine for theirs in all_of_them)
+    held = [held_pieces(length, rank=r, size=size, layout=layout) for r in range(size)]
+    return sum(
+        len(own) * len(theirs)
+        for own in held[rank]
+        for theirs in itertools.chain(*held)
+        if not causal or theirs.start <= own.start
+    )
 
 
 def place(group: Group) -> tuple[int, int]:
@@ -82,26 +96,43 @@ def place(group: Group) -> tuple[int, int]:
     return rank, dist.get_world_size(group)
 
 
-def held_pieces(rank: int, size: int, layout: Layout) -> list[int]:
-    """Return the numbers of the pieces that a process holds, ascending."""
-    return [rank, 2 * size - 1 - rank] if layout == "zigzag" else [rank]
-
-
-def piece_length(length: int, size: int, layout: Layout) -> int:
-    """Return the number of tokens in a piece.
+def held_pieces(length: int, *, rank: int, size: int, layout: Layout) -> list[range]:
+    """Return the positions of the pieces that a process holds, ascending; pieces of a short sequence may be empty.
 
     Raises:
-        ValueError: a length that does not divide into pieces, or an unknown layout.
+        ValueError: an unknown layout.
     """
     if layout not in ("zigzag", "contiguous"):
         raise ValueError(f"layout is {layout!r}; allowed: 'zigzag', 'contiguous'")
-    count = 2 * size if layout == "zigzag" else size
-    if length % count:
+    numbers, count = ([rank, 2 * size - 1 - rank], 2 * size) if layout == "zigzag" else ([rank], size)
+    return [range(n * length // count, (n + 1) * length // count) for n in numbers]
+
+
+def exchanged(numbers: Sequence[int], device: torch.device, group: Group) -> list[list[int]]:
+    """Return the whole numbers that each process gives, as many from each, in rank order."""
+    _, size = place(group)
+    if size == 1:
+        return [list(numbers)]
+    mine = torch.tensor(numbers, device=device)
+    given = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(given, mine, group=group)
+    return [x.tolist() for x in given]
+
+
+def whole_length(shares: Sequence[int], layout: Layout) -> int:
+    """Return the length of a sequence of which processes hold so many tokens each, in rank order.
+
+    Raises:
+        ValueError: shares of other lengths than `shard` gives, or an unknown layout.
+    """
+    length, size = sum(shares), len(shares)
+    held = [sum(map(len, held_pieces(length, rank=rank, size=size, layout=layout))) for rank in range(size)]
+    if held != list(shares):
         raise ValueError(
-            f"a sequence of {length} tokens cannot be split over {size} processes in the layout {layout!r}: "
-            f"the length must be a multiple of {count}; pad it, with segment_ids of their own for the padding"
+            f"the processes hold {list(shares)} tokens; in the layout {layout!r} they must hold {held} of {length}, "
+            "which `shard` gives them"
         )
-    return length // count
+    return length
 
 
 @dataclass(frozen=True)
