@@ -394,14 +394,14 @@ def test_aged_decoding_in_a_model():
     q, k, v = tensors(48, dtype=torch.float32)
     model = apply(tiny(), SMALL, dense_layers=0, refresh_interval=4)
     attention = transformers.AttentionInterface()[model.config._attn_implementation]
-    layer, found, unchanged = common.attention_layers(model)[0], None, set()
+    layer, found, memory = common.attention_layers(model)[0], None, {}
     for t in range(40, 46):
         part = q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1]
-        out = attention(layer, *part, None, hip_unchanged=unchanged)[0].transpose(1, 2)
-        found, unchanged = found if (t - 40) % 4 else SMALL.search(*part[:2]), {0}
+        out = attention(layer, *part, None, hip_memory=memory)[0].transpose(1, 2)
+        found = found if (t - 40) % 4 else SMALL.search(*part[:2])
         torch.testing.assert_close(out, SMALL.attend(*part, found, age=(t - 40) % 4)[0])
     with pytest.raises(ValueError, match="k holds NaN"):
-        attention(layer, q[:, :, :1], k[:, :, :30] * torch.nan, v[:, :, :30], None, hip_unchanged=set())
+        attention(layer, q[:, :, :1], k[:, :, :30] * torch.nan, v[:, :, :30], None, hip_memory={})
 
 
 @pytest.mark.parametrize("refresh_interval", [1, 8])

@@ -21,9 +21,7 @@ Two attentions over disjoint keys are one attention over their union, by their l
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from transformers import PreTrainedModel
+
+    from workingpapers.methods.attention.interface import Applied
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -198,26 +198,16 @@ class Attention(Protocol):
 Prepare = Callable[[nn.Module, dict[str, Any]], dict[str, Any]]
 
 
-@dataclass
-class _Applied:
-    """What `restore` needs to know."""
-
-    name: str
-    replaced: str
-    hook: torch.utils.hooks.RemovableHandle | None
-
-
 _APPLIED = "_workingpapers_attention"
-_count = itertools.count(1)
-# Arguments by which some models change scores or softmax in ways that the functions of this package do not know.
-_UNSUPPORTED = ("softcap", "position_bias", "s_aux", "head_mask", "sliding_window")
 
 
 def apply(model: Model, name: str, attention: Attention, *, prepare: Prepare | None = None) -> Model:
     """Put an attention function into every layer of a rotary decoder; `restore` undoes it.
 
     It is registered with transformers' attention and mask interfaces under a name of its own (no other model is
-    touched), and selected. Padding reaches it as (B, T) rather than as a (T, T) mask, so memory stays linear in T.
+    touched), and selected. Padding reaches it as (B, T) rather than as a (T, T) mask, so memory stays linear in T. A
+    model that is copied or pickled takes it along; for that, pickle must know `attention` and `prepare` by their names:
+    functions of a module, or `functools.partial`s of them.
 
     Args:
         model: a decoder of transformers with rotary positions, for instance of the Llama, Mistral, Qwen, SmolLM, Phi
@@ -233,23 +223,18 @@ def apply(model: Model, name: str, attention: Attention, *, prepare: Prepare | N
     Raises:
         ValueError: a model that `check_model` refuses, or one that already has a function of this package.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from workingpapers.methods.attention.interface import Applied, Prepared
 
     check_model(model)
     if hasattr(model, _APPLIED):
         raise ValueError(f"the model already runs {getattr(model, _APPLIED).name!r}; call restore(model) first")
-    key = f"{name}_{next(_count)}"
-    AttentionInterface.register(key, _as_transformers(name, attention))
-    AttentionMaskInterface.register(key, _padding)
     hook = None
     if prepare is not None:
         names = tuple(inspect.signature(model.base_model.forward).parameters)  # GPT-NeoX gives some without their names
-        hook = model.base_model.register_forward_pre_hook(
-            lambda module, args, kwargs: ((), prepare(module, dict(zip(names, args, strict=False)) | kwargs)),
-            with_kwargs=True,
-        )
-    setattr(model, _APPLIED, _Applied(name, model.config._attn_implementation, hook))
-    model.set_attn_implementation(key)
+        hook = model.base_model.register_forward_pre_hook(Prepared(prepare, names), with_kwargs=True)
+    applied = Applied(name, attention, model.config._attn_implementation, hook)
+    setattr(model, _APPLIED, applied)
+    model.set_attn_implementation(applied.key)
     return model
 
 
@@ -259,9 +244,10 @@ def restore(model: Model) -> Model:
     Raises:
         ValueError: nothing was applied.
     """
-    if not hasattr(model, _APPLIED):
-        raise ValueError("nothing to restore: no attention function of this package was applied to the model")
-    applied: _Applied = getattr(model, _APPLIED)
+    applied: Applied | None = vars(model).get(_APPLIED)
+    if applied is None:
+        kind, inside = type(model).__name__, "; restore the model inside it" * hasattr(model, _APPLIED)
+        raise ValueError(f"nothing to restore: no function of this package was applied to this {kind}{inside}")
     model.set_attn_implementation(applied.replaced)
     if applied.hook is not None:
         applied.hook.remove()
@@ -340,64 +326,3 @@ def _window_layers(config: Any) -> str:
         return ", ".join(f"{i} ({t})" for i, t in enumerate(types) if t != "full_attention")
     window = getattr(config, "sliding_window", None)
     return "" if window is None else f"all (sliding_window={window})"
-
-
-def _as_transformers(name: str, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
-    """Wrap a function for the attention interface, whose output is (B, T_q, H_q, d) and no weights."""
-
-    def forward(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | str | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        if dropout:
-            raise ValueError(f"{name} has no attention dropout; got {dropout}: set config.attention_dropout to 0")
-        refused = [k for k in _UNSUPPORTED if kwargs.pop(k, None) is not None]
-        if refused:
-            raise ValueError(f"{name} does not support {', '.join(refused)} of {type(module).__name__}")
-        if isinstance(attention_mask, str):
-            raise ValueError(attention_mask)
-        if attention_mask is not None and attention_mask.ndim != 2:
-            raise ValueError(f"{name} takes a padding mask (B, T); got {tuple(attention_mask.shape)}")
-        check_inputs(query, key, value)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attention(query, key, value, scale=scale, key_mask=attention_mask, module=module, **kwargs)
-        return out.transpose(1, 2).contiguous(), None
-
-    return forward
-
-
-def _padding(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
-    attention_mask: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor | str | None:
-    """Return the padding mask (B, T_k), or None without padding, in place of transformers' (B, 1, T_q, T_k).
-
-    Another mask is returned as a message, for the layers that use it to raise: Gemma makes one for sliding windows
-    even if it has no such layer. A static cache raises at once: `generate` makes its mask before the model runs.
-    """
-    from transformers.masking_utils import causal_mask_function
-
-    tokens = q_offset + q_length
-    if kv_offset or kv_length != tokens:
-        raise ValueError(f"the cache holds {kv_length} positions for {tokens} tokens: static caches are not supported")
-    if mask_function is not None and mask_function is not causal_mask_function:
-        advice = "; a compiled model needs an attention_mask, of ones without padding"
-        refused = "only causal attention with padding is supported, not packed sequences or other masks"
-        return refused + advice * (torch.compiler.is_compiling() and attention_mask is None)
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    if attention_mask.shape != (batch_size, kv_length):
-        return f"attention_mask must be (B, T) = {(batch_size, kv_length)}; got {tuple(attention_mask.shape)}"
-    return attention_mask.bool()

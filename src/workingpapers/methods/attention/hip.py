@@ -33,6 +33,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -315,6 +316,21 @@ class _Found:
     blocks: list[Tensor]
 
 
+class _Memory(dict[int, _Found]):
+    """What the layers of a model found last, by their numbers. Copies of the model start without."""
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+        return _Memory, ()
+
+    def prepare(self, base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Forget what was found in another cache than the one at hand, and hand on the rest."""
+        layers = getattr(kwargs.get("cache"), "layers", ())
+        cached = {i: layer.keys for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None}
+        for i in [i for i, found in self.items() if i not in cached or found.keys() is not cached[i]]:
+            del self[i]
+        return {**kwargs, "hip_memory": self}
+
+
 def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 3, refresh_interval: int = 8) -> Model:
     """Let a rotary decoder of transformers attend by HiP; `common.restore` takes it out again.
 
@@ -340,34 +356,39 @@ def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 
         raise ValueError(f"dense_layers is {dense_layers}; allowed: 0 to {count - 1}, for {kind} has {count} layers")
     if refresh_interval < 1:
         raise ValueError(f"refresh_interval is {refresh_interval}; allowed: 1 or more")
-    dense = replace(hip, window=sys.maxsize)
-    memory: dict[int, _Found] = {}
+    attention = partial(_attention, hip=hip, dense_layers=dense_layers, refresh_interval=refresh_interval)
+    return common.apply(model, "hip", attention, prepare=_Memory().prepare)
 
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: Any, **kwargs: Any
-    ) -> Tensor:
-        layer = module.layer_idx
-        if layer < dense_layers or q.shape[2] != 1:
-            return (dense if layer < dense_layers else hip)(q, k, v, scale=scale, key_mask=key_mask)[0]
-        check_inputs(q, k[:, :, -1:], v[:, :, -1:], finite=True)  # the cache holds what was checked before
-        whole = [(slice(None), slice(None), slice(None))]
-        pieces = whole if key_mask is None else real_pieces(q, k, key_mask)
-        starts = [(row, keys.start) for row, _, keys in pieces]
-        last = memory.get(layer) if layer in kwargs["hip_unchanged"] else None
-        if last is not None and last.age + 1 < refresh_interval and last.starts == starts:
-            age, found = last.age + 1, last.blocks
-        else:
-            age, found = 0, [hip.search(q[row], k[row, :, keys]) for row, _, keys in pieces]
-        memory[layer] = _Found(weakref.ref(k), age, starts, found)
-        out = unseen(q, v)[0]
-        for (row, _, keys), blocks in zip(pieces, found, strict=True):
-            out[row] = hip.attend(q[row], k[row, :, keys], v[row, :, keys], blocks, scale=scale, age=age)[0]
-        return out
 
-    def prepare(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        layers = getattr(kwargs.get("cache"), "layers", ())
-        cached = {i: layer.keys for i, layer in enumerate(layers) if getattr(layer, "keys", None) is not None}
-        unchanged = {i for i, found in memory.items() if i in cached and found.keys() is cached[i]}
-        return {**kwargs, "hip_unchanged": unchanged}
-
-    return common.apply(model, "hip", attention, prepare=prepare)
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    module: Any,
+    hip: HiPAttention,
+    dense_layers: int,
+    refresh_interval: int,
+    hip_memory: dict[int, _Found],
+    **kwargs: Any,
+) -> Tensor:
+    layer = module.layer_idx
+    if layer < dense_layers or q.shape[2] != 1:
+        hip = replace(hip, window=sys.maxsize) if layer < dense_layers else hip
+        return hip(q, k, v, scale=scale, key_mask=key_mask)[0]
+    check_inputs(q, k[:, :, -1:], v[:, :, -1:], finite=True)  # the cache holds what was checked before
+    whole = [(slice(None), slice(None), slice(None))]
+    pieces = whole if key_mask is None else real_pieces(q, k, key_mask)
+    starts = [(row, keys.start) for row, _, keys in pieces]
+    last = hip_memory.get(layer)
+    if last is not None and last.age + 1 < refresh_interval and last.starts == starts:
+        age, found = last.age + 1, last.blocks
+    else:
+        age, found = 0, [hip.search(q[row], k[row, :, keys]) for row, _, keys in pieces]
+    hip_memory[layer] = _Found(weakref.ref(k), age, starts, found)
+    out = unseen(q, v)[0]
+    for (row, _, keys), blocks in zip(pieces, found, strict=True):
+        out[row] = hip.attend(q[row], k[row, :, keys], v[row, :, keys], blocks, scale=scale, age=age)[0]
+    return out

@@ -30,6 +30,7 @@ import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -361,17 +362,25 @@ def apply_hyper_attention(
     if absent:
         raise ValueError(f"layers holds {absent}; {type(model).__name__} has layers 0 to {count - 1}")
     chosen = {i % count: replace(hyper, seed=hyper.seed + i % count) for i in given}
-    exact = HyperAttention(min_seq_len=sys.maxsize)
+    return common.apply(model, "hyper-attention", partial(_attention, chosen=chosen))
 
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: Any, **kwargs: Any
-    ) -> Tensor:
-        if q.shape[2] == 1:
-            mask = None if key_mask is None else key_mask[:, None, None]
-            return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
-        return chosen.get(module.layer_idx, exact)(q, k, v, scale=scale, key_mask=key_mask)[0]
 
-    return common.apply(model, "hyper-attention", attention)
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    module: Any,
+    chosen: dict[int, HyperAttention],
+    **kwargs: Any,
+) -> Tensor:
+    if q.shape[2] == 1:
+        mask = None if key_mask is None else key_mask[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    hyper = chosen.get(module.layer_idx, HyperAttention(min_seq_len=sys.maxsize))
+    return hyper(q, k, v, scale=scale, key_mask=key_mask)[0]
 
 
 class _Draw:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -341,31 +342,47 @@ def apply(model: Model, *, n_local: int | None = None, n_global: int = 10, dista
     _check_options(n_local, n_global, n_local if distance_limit is None else distance_limit)
     frequencies(model)
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, *, module: nn.Module, **kwargs: Any) -> Tensor:
-        inv_freq = kwargs["lambda_inv_freq"]
-        return lambda_attention(
-            q,
-            k,
-            v,
-            inv_freq=inv_freq if getattr(module, "use_rope", True) else torch.zeros_like(inv_freq),
-            n_local=n_local,
-            n_global=n_global,
-            distance_limit=distance_limit,
-            scale=kwargs["scale"],
-            key_mask=kwargs["key_mask"],
-            length=kwargs.get("lambda_length"),
-        )
+    sizes = {"n_local": n_local, "n_global": n_global}
+    attention = partial(_attention, distance_limit=distance_limit, **sizes)
+    return common.apply(model, "lm_infinite", attention, prepare=partial(_prepare, **sizes))
 
-    def prepare(base: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        kwargs = {**kwargs, "lambda_inv_freq": frequencies(base)}
-        use_cache = kwargs.get("use_cache")
-        if kwargs.get("cache") is not None or (base.config.use_cache if use_cache is None else use_cache):
-            kwargs["cache"] = _prepared_cache(base, kwargs, n_local, n_global)
-            tokens = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
-            kwargs["lambda_length"] = kwargs["cache"].get_seq_length() + tokens.shape[1]
-        return kwargs
 
-    return common.apply(model, "lm_infinite", attention, prepare=prepare)
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    module: nn.Module,
+    n_local: int,
+    n_global: int,
+    distance_limit: int | None,
+    **kwargs: Any,
+) -> Tensor:
+    inv_freq = kwargs["lambda_inv_freq"]
+    return lambda_attention(
+        q,
+        k,
+        v,
+        inv_freq=inv_freq if getattr(module, "use_rope", True) else torch.zeros_like(inv_freq),
+        n_local=n_local,
+        n_global=n_global,
+        distance_limit=distance_limit,
+        scale=scale,
+        key_mask=key_mask,
+        length=kwargs.get("lambda_length"),
+    )
+
+
+def _prepare(base: Any, kwargs: dict[str, Any], *, n_local: int, n_global: int) -> dict[str, Any]:
+    kwargs = {**kwargs, "lambda_inv_freq": frequencies(base)}
+    use_cache = kwargs.get("use_cache")
+    if kwargs.get("cache") is not None or (base.config.use_cache if use_cache is None else use_cache):
+        kwargs["cache"] = _prepared_cache(base, kwargs, n_local, n_global)
+        tokens = kwargs["input_ids"] if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        kwargs["lambda_length"] = kwargs["cache"].get_seq_length() + tokens.shape[1]
+    return kwargs
 
 
 def _prepared_cache(base: Any, kwargs: dict[str, Any], n_local: int, n_global: int) -> Any:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,17 +235,25 @@ def apply(model: Model, choice: MInference) -> Model:
         ValueError: a model that `common.check_model` refuses, or one with other layers or heads than the choice.
     """
     _check_fits(model, choice)
+    return common.apply(model, "minference", partial(_attention, choice=choice))
 
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: Any, **kwargs: Any
-    ) -> Tensor:
-        if q.shape[2] == 1:
-            mask = None if key_mask is None else key_mask[:, None, None]
-            return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
-        patterns = choice.heads[module.layer_idx]
-        return minference_attention(q, k, v, patterns, block_size=choice.block_size, scale=scale, key_mask=key_mask)[0]
 
-    return common.apply(model, "minference", attention)
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    module: Any,
+    choice: MInference,
+    **kwargs: Any,
+) -> Tensor:
+    if q.shape[2] == 1:
+        mask = None if key_mask is None else key_mask[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+    patterns = choice.heads[module.layer_idx]
+    return minference_attention(q, k, v, patterns, block_size=choice.block_size, scale=scale, key_mask=key_mask)[0]
 
 
 def _observe(model: Any, input_ids: Tensor, look: Callable[[int, Tensor, Tensor, Tensor, float], None]) -> None:

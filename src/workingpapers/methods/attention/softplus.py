@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -159,15 +160,26 @@ def apply_softplus_attention(
     if reweight_at not in ("train", "eval"):
         raise ValueError(f"reweight_at is {reweight_at!r}; allowed: 'train', 'eval'")
     _check_power(power)
-
-    def attention(
-        q: Tensor, k: Tensor, v: Tensor, *, scale: float, key_mask: Tensor | None, module: nn.Module, **kwargs: Any
-    ) -> Tensor:
-        now = None if reweight_at == "eval" and module.training else power
-        factor = math.log(q.shape[-1]) * (1.0 if qk_norm else scale)
-        return softplus_attention(q, k, v, power=now, qk_norm=qk_norm, key_mask=key_mask, scale=factor)
-
+    attention = partial(_attention, power=power, qk_norm=qk_norm, reweight_at=reweight_at)
     return common.apply(model, "softplus-attention", attention)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    key_mask: Tensor | None,
+    module: nn.Module,
+    power: float | None,
+    qk_norm: bool,
+    reweight_at: Literal["train", "eval"],
+    **kwargs: Any,
+) -> Tensor:
+    now = None if reweight_at == "eval" and module.training else power
+    factor = math.log(q.shape[-1]) * (1.0 if qk_norm else scale)
+    return softplus_attention(q, k, v, power=now, qk_norm=qk_norm, key_mask=key_mask, scale=factor)
 
 
 def naive_softplus_attention(
