@@ -1,6 +1,7 @@
 """The user's own folders, tables, arrays and functions: what is read, and what every bad input is told."""
 
 import io
+import os
 import shutil
 import sys
 import warnings
@@ -39,6 +40,14 @@ def folder(tmp_path):
         picture(tmp_path / "photos/cat" / f"{i}.png", (i, 0, 0))
         picture(tmp_path / "photos/dog/deeper" / f"{i}.JPG", (0, i, 0), format="JPEG")
     return tmp_path / "photos"
+
+
+def test_names_that_are_no_text(folder):
+    (folder / "dog").rename(folder / os.fsdecode(b"d\xf6g"))
+    picture(folder / "cat" / os.fsdecode(b"\xe9t\xe9.png"), GREEN)
+    data = load_dataset(folder)
+    assert len(data) == 7
+    assert data.class_names == ("cat", "d\udcf6g")
 
 
 # Pictures

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from workingpapers.errors import UserError
+from workingpapers.runs import execute
 from workingpapers.runs.execute import try_
 from workingpapers.runs.store import Store
 
@@ -236,6 +237,28 @@ def test_bad_input_is_refused_before_anything_runs(store, given, message):
         try_(TASK, store=store, **given)
     assert message in str(caught.value)
     assert not os.path.exists(store.url)
+
+
+@pytest.mark.parametrize("option", ["data", "model"])
+def test_a_name_that_no_store_can_keep_is_refused_before_anything_runs(store, option):
+    with pytest.raises(UserError, match=f"{option} is .*, whose bytes are no UTF-8 text"):
+        try_("probe", **{option: os.fsdecode(b"./f\xe9tes")}, store=store)
+
+
+def test_a_cluster_is_left_where_the_data_cannot_be_used(store, monkeypatch):
+    left = []
+
+    class Cluster:
+        def __init__(self, address):
+            self.address = address
+
+        def close(self):
+            left.append(self.address)
+
+    monkeypatch.setattr(execute, "RayExecutor", Cluster)
+    with pytest.raises(UserError, match="Unknown data set 'missing'"):
+        try_(TASK, data="missing", ray="local", store=store)
+    assert left == ["local"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def digest(*parts: object) -> str:
             total.update(f"{part.dtype.str}{part.shape}".encode())
             total.update(np.ascontiguousarray(part).data if part.dtype.kind != "U" else part.tobytes())
         else:
-            data = part if isinstance(part, bytes) else str(part).encode()
+            data = part if isinstance(part, bytes) else str(part).encode("utf-8", "surrogatepass")  # names of files
             total.update(f"{len(data)}:".encode() + data)
     return total.hexdigest()
 

@@ -120,7 +120,7 @@ def _name(option: str, given: object) -> str | None:
     """Return a name or a path as text.
 
     Raises:
-        UserError: it is neither, or empty, as an unset variable of the shell's is.
+        UserError: it is neither, or empty, as an unset variable of the shell's is, or no text that a store can keep.
     """
     if given is None:
         return None
@@ -130,6 +130,12 @@ def _name(option: str, given: object) -> str | None:
     name = str(os.fspath(given))
     if not name.strip():
         raise UserError(f"{option} is empty. Name one, or leave it out for the default of the setting.")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{option} is {name!r}, whose bytes are no UTF-8 text; rename it, or name a link to it."
+        ) from error
     return name
 
 
@@ -163,6 +169,7 @@ class _Session:
         self._lock = threading.Lock()
         self._stopping = False
         self._executor: Executor = LocalExecutor()
+        self._remote: RayExecutor | None = None
         self._prepared = Prepared("", "")
         self._total = 0
 
@@ -171,19 +178,23 @@ class _Session:
 
     def __exit__(self, *_: object) -> None:
         self._executor.close()
+        if self._remote:  # also where preparing failed, before anything ran there
+            self._remote.close()
 
     def run(self, seeds: int, workers: int, ray: str | None, force: bool) -> None:
-        remote = RayExecutor(ray) if ray else None  # an address that doesn't answer is refused before any work
+        if ray:  # an address that doesn't answer is refused before any work
+            self._remote = RayExecutor(ray)
         names = tuple(entry.name for entry in self.entries)
         self._tell()
-        prepared = self._executor.call(measure.prepare, self.conditions, names, remote.address if remote else None)
+        address = self._remote.address if self._remote else None
+        prepared = self._executor.call(measure.prepare, self.conditions, names, address)
         if prepared.status != "ok":
             raise _unprepared(prepared)
         self._prepared = prepared.value
         self.entries = [entry for entry in self.entries if entry.name not in self._prepared.left_out]
-        if remote:
+        if self._remote:
             self._executor.close()
-            self._executor = remote
+            self._executor = self._remote
         wanted = {self._key(entry, seed): (entry, seed) for seed in range(seeds) for entry in self.entries}
         saved = {run.key: run for run in self.store.runs(task=self.conditions.task, setting=self.conditions.setting)}
         self.runs = {key: saved[key] for key in wanted if key in saved and saved[key].status == "ok" and not force}
