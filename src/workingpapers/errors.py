@@ -182,3 +182,11 @@ def import_object(kind: str, path: str) -> Any:
         public = [n for n in vars(module) if not n.startswith("_")]
         raise unknown_name("object", name, public, of=f"module {module_name}")
     return getattr(module, name)
+
+
+def module_file(path: str) -> Path | None:
+    """Return the file of the imported module that "package.module:object" names; None where it has none."""
+    import sys
+
+    file = getattr(sys.modules[path.partition(":")[0]], "__file__", None)
+    return Path(file) if file and Path(file).is_file() else None

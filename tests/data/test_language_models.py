@@ -95,6 +95,17 @@ def test_a_function(tmp_path, monkeypatch):
         load_language_model("mymodels_here:fails")
 
 
+def test_the_code_of_a_function_is_in_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    prints = []
+    for more in ("", "", "\n# otherwise\n"):
+        (tmp_path / "myreader.py").write_text(f"from tinyreader import make{more}")
+        load_language_model.cache_clear()
+        prints.append(load_language_model("myreader:make").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
 def test_bad_names(tmp_path, folder):
     for name, message in {
         "smolm2": "Did you mean 'smollm2-135m'",

@@ -419,6 +419,23 @@ def test_timm_missing_or_broken(monkeypatch):
         load_model("timm:resnet18")
 
 
+def test_the_code_of_a_function_is_in_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    prints = []
+    for result in ("self.c(x)", "self.c(x)", "self.c(x) * 2"):
+        (tmp_path / "mynet.py").write_text(
+            "import torch\n"
+            "class Net(torch.nn.Module):\n"
+            "    def __init__(self): super().__init__(); torch.manual_seed(0); self.c = torch.nn.Conv2d(3, 4, 8, 8)\n"
+            f"    def forward(self, x): return {result}\n"
+        )
+        sys.modules.pop("mynet", None)
+        load_model.cache_clear()
+        prints.append(load_model("mynet:Net").fingerprint)
+    assert prints[0] == prints[1] != prints[2]
+
+
 # Names that lead nowhere
 
 

@@ -1,6 +1,7 @@
 """`try_`: each failure becomes a row and costs no other run; what is done is not done again."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,6 +108,20 @@ def test_saved_runs_of_other_threads_are_told(store):
     assert not any("threads" in remark for remark in said)
     try_(TASK, seeds=2, store=store, threads=2, listen=lambda progress: said.extend(progress.remarks))
     assert "4 saved runs were made with another number of threads: their times do not compare." in said
+
+
+def test_saved_runs_that_are_older_than_the_code_of_an_own_task_are_told(store, tmp_path, monkeypatch):
+    code = tmp_path / "owntask.py"
+    shutil.copy(f"{TESTS}/toytask.py", code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"entries": ["better"], "seeds": 2, "store": store}
+    said = []
+    try_("owntask:task", **options)
+    for _ in range(2):
+        try_("owntask:task", **options, listen=lambda progress: said.append(progress.remarks[1:]))
+        os.utime(code, (time.time() + 60,) * 2)
+    assert set(said) == {(), ("4 saved runs were made before owntask.py was changed; --force repeats them.",)}
 
 
 def test_force_repeats_everything(store, log):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.cache import cache_dir, explained
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, first_line, import_object, unknown_name
+from workingpapers.errors import UserError, first_line, import_object, module_file, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,7 +60,7 @@ class LanguageModel:
 
     Attributes:
         name: as the user asked for it; shown in tables.
-        fingerprint: hex digest of configuration, weights and vocabulary.
+        fingerprint: hex digest of configuration, weights and vocabulary, and of the code of a user's function.
         model: with a head for the next token, float32 unless the user's function made it otherwise.
         tokenizer: of texts.
     """
@@ -98,12 +98,14 @@ def load_language_model(name: str) -> LanguageModel:
     """
     from workingpapers.data import models
 
+    code: Path | None = None
     if name in LANGUAGE_MODELS:
         model, tokenizer = import_object("model", LANGUAGE_MODELS[name].load)()
     elif Path(name).expanduser().is_dir():
         model, tokenizer = _from_pretrained(name, str(Path(name).expanduser()), local=True)
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         model, tokenizer = _own(name)
+        code = module_file(name)
     elif Path(name).expanduser().is_file():
         raise UserError(f"Model {name!r} is a file; allowed: a folder with config.json, weights and tokenizer.")
     elif name.startswith(("/", "./", "../", "~")):
@@ -115,7 +117,7 @@ def load_language_model(name: str) -> LanguageModel:
     else:
         raise unknown_name("language model", name, LANGUAGE_MODELS, FORMS)
     model.eval().requires_grad_(False)
-    return LanguageModel(name, _fingerprint(model, tokenizer), model, tokenizer)
+    return LanguageModel(name, _fingerprint(model, tokenizer, code), model, tokenizer)
 
 
 def smollm2_135m() -> tuple[Any, Any]:
@@ -231,11 +233,12 @@ def _own(name: str) -> tuple[Any, Any]:
     return made
 
 
-def _fingerprint(model: Any, tokenizer: Any) -> str:
+def _fingerprint(model: Any, tokenizer: Any, code: Path | None = None) -> str:
+    """Return the digest of a model, and of the file of the user's code that made it: weights don't tell what it does."""
     from workingpapers.data.images import digest
 
     config = {k: v for k, v in model.config.to_dict().items() if k not in NO_PART_OF_IT}
     parts: list[Any] = [sorted(config.items(), key=str), sorted(tokenizer.get_vocab().items())]
     for key, tensor in model.state_dict().items():
         parts += [key, tensor.detach().float().cpu().numpy()]
-    return digest(*parts)
+    return digest(*parts, *([code.read_bytes()] if code else []))

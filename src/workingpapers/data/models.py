@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.types import Backbone, Info
-from workingpapers.errors import UserError, first_line, import_object, unknown_name
+from workingpapers.errors import UserError, first_line, import_object, module_file, unknown_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -129,13 +129,17 @@ def _own(name: str) -> Backbone:
     from torch import nn
 
     from workingpapers.data.backbones import ModuleBackbone
+    from workingpapers.data.images import digest
 
     function = import_object("model", name)
     try:
         made = function()
         if isinstance(made, nn.Module):
             options = {key: getattr(made, key) for key in ("image_size", "mean", "std") if hasattr(made, key)}
-            return ModuleBackbone(name, made, **options)
+            backbone = ModuleBackbone(name, made, **options)
+            if code := module_file(name):  # weights don't tell what `forward` does with them
+                backbone.fingerprint = digest(backbone.fingerprint, code.read_bytes())
+            return backbone
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a user's function may fail in any way, its module on a first batch too

@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
 from typing import Literal
 
 from workingpapers import __version__
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, module_file
 from workingpapers.runs import measure
 from workingpapers.runs.leaderboard import Leaderboard, leaderboard
 from workingpapers.runs.process import Executor, LocalExecutor, Outcome, RayExecutor
@@ -199,10 +200,8 @@ class _Session:
         saved = {run.key: run for run in self.store.runs(task=self.conditions.task, setting=self.conditions.setting)}
         self.runs = {key: saved[key] for key in wanted if key in saved and saved[key].status == "ok" and not force}
         self._total = len(wanted)
-        others = sum(run.settings.get("threads") != self.threads for run in self.runs.values())
-        if others:
-            remark = f"{others} saved runs were made with another number of threads: their times do not compare."
-            self._prepared = dataclasses.replace(self._prepared, remarks=(*self._prepared.remarks, remark))
+        remarks = (*self._prepared.remarks, *self._on_saved())
+        self._prepared = dataclasses.replace(self._prepared, remarks=remarks)
         self._tell()
         missing = [(key, *wanted[key]) for key in wanted if key not in self.runs]
         self.store.create()
@@ -218,6 +217,19 @@ class _Session:
             pool.shutdown(wait=False, cancel_futures=True)
             self._executor.close()
             pool.shutdown(wait=True)
+
+    def _on_saved(self) -> Iterator[str]:
+        """Yield what the user should know of the runs that are not repeated."""
+        others = sum(run.settings.get("threads") != self.threads for run in self.runs.values())
+        if others:
+            yield f"{others} saved runs were made with another number of threads: their times do not compare."
+        code = module_file(self.conditions.task) if ":" in self.conditions.task else None
+        if code is None:
+            return
+        changed = datetime.fromtimestamp(code.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
+        older = sum(run.finished < changed for run in self.runs.values())
+        if older:
+            yield f"{older} saved runs were made before {code.name} was changed; --force repeats them."
 
     def _key(self, entry: Entry, seed: int) -> str:
         decides = [
