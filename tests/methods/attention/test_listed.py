@@ -24,10 +24,11 @@ from workingpapers.methods.attention.listed import (
     of_tree,
     of_window,
 )
-from workingpapers.methods.attention.lm_infinite import lambda_attention, lambda_mask, window_attention
+from workingpapers.methods.attention.lm_infinite import lambda_attention, lambda_mask
 from workingpapers.methods.attention.minference_patterns import AShape, BlockSparse, VerticalSlash
 from workingpapers.methods.attention.naive_hip import naive_hip_attention
 from workingpapers.methods.attention.sparse_blocks import Blocks, Lines
+from workingpapers.methods.attention.windows import window_attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # slow, so few and small examples
 LONGEST = 200 if INTERPRETED else 500

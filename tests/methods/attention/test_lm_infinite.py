@@ -16,8 +16,8 @@ from workingpapers.methods.attention.lm_infinite import (
     lambda_mask,
     naive_lambda_attention,
     score_entries,
-    window_attention,
 )
+from workingpapers.methods.attention.windows import window_attention
 
 INV_FREQ = 1e4 ** -(torch.arange(0, 8, 2) / 8)
 
@@ -107,26 +107,49 @@ def test_the_window_equals_a_masked_dense_attention(T_q, past, window, seed, pad
         torch.testing.assert_close(a[real], b[real])
 
 
-@pytest.mark.parametrize("padding", [0, 5, 22])
+@pytest.mark.parametrize("padding", [None, 0, 5, 22])
 @pytest.mark.parametrize("n_local", [4, 6, 11])
 @pytest.mark.parametrize("chunks", [[1] * 40, [25] + [1] * 15, [7, 13, 1, 1, 18], [40]])
 def test_decoding_with_the_cache_equals_prefill(chunks, n_local, padding):
     q, k, v = sample(40)
     q, k = rotated(q), rotated(k)
-    mask = left_padded(2, 40, padding).bool()
+    mask = None if padding is None else left_padded(2, 40, padding).bool()
     options = {"inv_freq": INV_FREQ, "n_local": n_local, "n_global": 4}
     whole = lambda_attention(q, k, v, key_mask=mask, **options)
     cache, layer, done, parts = LambdaCache(1, n_local, 4), None, 0, []
     layer = cache.layers[0]
-    layer.start = torch.tensor([padding, 0])
+    layer.start = None if padding is None else torch.tensor([padding, 0])
     for size in chunks:
         part = slice(done, done + size)
         keys, values = cache.update(k[:, :, part], v[:, :, part], 0)
         done += size
-        parts.append(lambda_attention(q[:, :, part], keys, values, key_mask=mask[:, :done], length=done, **options))
+        seen = None if mask is None else mask[:, :done]
+        parts.append(lambda_attention(q[:, :, part], keys, values, key_mask=seen, length=done, **options))
         assert layer.keys.shape[2] <= 4 + n_local - 1
         assert (layer.get_seq_length(), layer.get_mask_sizes(2)) == (done, (done + 2, 0))
     torch.testing.assert_close(torch.cat(parts, 2), whole, atol=1e-6, rtol=0)
+
+
+def operations(function):
+    """How many operations of torch run, views not counted: on a GPU each is a launch."""
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    views = {"aten::slice", "aten::unsqueeze", "aten::view", "aten::expand", "aten::as_strided", "aten::empty"}
+    roots = (event for event in profile.events() if event.cpu_parent is None)
+    return sum(event.name not in views for event in roots)
+
+
+def test_decoding_without_padding_takes_few_operations():
+    q, k, v = sample(1, dtype=torch.float32)
+    cache = LambdaCache(1, 12, 4)
+    cache.update(k.expand(-1, -1, 40, -1), v.expand(-1, -1, 40, -1), 0)
+
+    def step():
+        keys, values = cache.update(k, v, 0)
+        options = {"inv_freq": INV_FREQ, "n_local": 12, "n_global": 4, "length": cache.get_seq_length()}
+        lambda_attention(q, keys, values, **options)
+
+    assert operations(step) < 40
 
 
 def test_values_reach_the_rows_that_see_them_and_no_others():

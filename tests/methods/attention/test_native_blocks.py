@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from workingpapers.methods.attention import native_blocks
 from workingpapers.methods.attention.hip import HiPAttention
-from workingpapers.methods.attention.lm_infinite import window_attention
+from workingpapers.methods.attention.windows import window_attention
 
 pytestmark = pytest.mark.skipif(
     not native_blocks.serves(torch.zeros(1)), reason="no C++ compiler, or not x86-64 with AVX2"

@@ -52,14 +52,15 @@ class LambdaLayer(DynamicLayer):
         first = self.cumulative_length - self.n_local + 1
         if first <= self.n_global:
             return keys, values
-        start = torch.zeros(keys.shape[0], dtype=torch.long) if self.start is None else self.start
-        columns = start.to(keys.device)[:, None] + torch.arange(self.n_global, device=keys.device)
-        kept = []
-        for x in (keys, values):
-            window = x[:, :, x.shape[2] - self.n_local + 1 :]
-            kept.append(torch.cat([sinks_of(x, columns, self.first, self.n_global), window], dim=2))
+        held = keys, values
+        sinks = [x[:, :, : self.n_global] for x in held]
+        if self.start is not None:
+            columns = self.start.to(keys.device)[:, None] + torch.arange(self.n_global, device=keys.device)
+            sinks = [sinks_of(x, columns, self.first, self.n_global) for x in held]
+        windows = [x[:, :, x.shape[2] - self.n_local + 1 :] for x in held]
         self.first = first
-        return kept[0], kept[1]
+        keys, values = (torch.cat(both, dim=2) for both in zip(sinks, windows, strict=True))
+        return keys, values
 
     def get_seq_length(self) -> int:
         """Return how many tokens came, dropped ones included: the position of the next."""

@@ -26,19 +26,20 @@ Source: Han et al., "LM-Infinite: Zero-Shot Extreme Length Generalization for La
 from __future__ import annotations
 
 import itertools
-import math
 import sys
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from workingpapers.methods.attention import common, listed
+from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs, merge, repeat_heads, rotate
-from workingpapers.methods.attention.fused import EVEN, fused_attention, joined
-from workingpapers.methods.attention.padding import first_real, unseen
+from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.padding import first_real
 from workingpapers.methods.attention.parallel import each
+from workingpapers.methods.attention.windows import window_attention
 
 ROWS = 2**11
 """Queries at a time on a CPU: what is computed for them stays in caches."""
@@ -111,6 +112,9 @@ def lambda_attention(
         if q.shape[2] == 1:  # instead of the query, the sinks turn by its angle, the other way round
             angles = angles - _angles(inv_freq, columns.new_full((1,), past), limit)
         keys = rotate(keys, angles[:, None])
+        if q.shape[2] == 1 and first and k.shape[2] == n_global + n_local and key_mask is None:
+            keys = torch.cat([keys, k[:, :, n_global:]], dim=2)  # sees all of them: few operations, which a GPU starts
+            return F.scaled_dot_product_attention(q, keys, v, scale=scale, enable_gqa=True)
 
     def to_sinks(low: int, high: int, all_seen: bool) -> tuple[Tensor, Tensor]:
         queries, rows = torch.arange(past + low, past + high, device=q.device), q[:, :, low:high]
@@ -154,105 +158,6 @@ def _sinks(k: Tensor, v: Tensor, first: int, n_global: int, key_mask: Tensor | N
     return sinks_of(k, columns, first, n_global), sinks_of(v, columns, first, n_global), columns
 
 
-def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    window: int,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Causal attention to the last `window` keys, the query's own included, in time linear in T.
-
-    Blocks of c queries read their c + window - 1 keys as overlapping views, all blocks of a head in one call.
-
-    Args:
-        q, k, v: (B, H_q, T_q, d), (B, H_kv, T_k, d), (B, H_kv, T_k, d_v); the queries are the last T_q of the keys.
-        window: how many keys a query sees at most.
-        scale: factor of the scores; None takes d^-1/2.
-        key_mask: (B, T_k) booleans, False for padding left or right of a row's real tokens; None without padding.
-
-    Returns:
-        out (B, H_q, T_q, d_v) and lse (B, H_q, T_q).
-    """
-    block = min(64, max(16, window // 4))  # larger ones score more hidden pairs, smaller ones keep the kernel waiting
-    if key_mask is not None and q.shape[2] >= block:
-        return _by_row(q, k, v, window, scale, key_mask)
-    if q.shape[2] >= block and listed.available(q, k, v):
-        seen = listed.of_window(q.shape[2], k.shape[2], window, device=q.device)
-        return listed.attended(q, k, v, seen, scale=scale)
-    length, past = q.shape[2], k.shape[2] - q.shape[2]
-    head = min(length, max(0, window - past))  # queries that still see the first key
-    body = (length - head) // block * block
-    parts = [_slice(q, k, v, 0, head, window, scale, key_mask)] if head or length == 0 else []
-    if body:
-        parts.append(_blocks(q, k, v, head, head + body, window, block, scale))
-    if head + body < length:
-        parts.append(_slice(q, k, v, head + body, length, window, scale, key_mask))
-    return joined(parts, dim=2)
-
-
-def _slice(
-    q: Tensor, k: Tensor, v: Tensor, begin: int, end: int, window: int, scale: float | None, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Attend with the queries from `begin` to `end`, to what their windows hold together."""
-    past = k.shape[2] - q.shape[2]
-    low, high = max(0, past + begin - window + 1), past + end
-    mask = None if key_mask is None else key_mask[:, None, None, low:high]
-    if high - low > window:
-        band = _band(end - begin, high - low, window, q.device)
-        mask = band if mask is None else mask & band
-    return fused_attention(
-        q[:, :, begin:end], k[:, :, low:high], v[:, :, low:high], causal=high - low <= window, scale=scale, mask=mask
-    )
-
-
-def _blocks(
-    q: Tensor, k: Tensor, v: Tensor, begin: int, end: int, window: int, block: int, scale: float | None
-) -> tuple[Tensor, Tensor]:
-    """Attend with the queries from `begin` to `end`, full blocks whose windows all lie within the keys."""
-    group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
-    size = min(past + begin + block, math.ceil((block + window - 1) / EVEN) * EVEN)
-    band = _band(block, size, window, q.device)
-    bias = q.new_zeros(band.shape).masked_fill(~band, -torch.inf)
-    parts = []
-    for row, head in itertools.product(range(q.shape[0]), range(q.shape[1])):
-        keys, values = (
-            x[row, head // group, past + begin + block - size : past + end].unfold(0, size, block).mT.unsqueeze(1)
-            for x in (k, v)
-        )
-        queries = q[row, head, begin:end].reshape(-1, 1, block, q.shape[3])
-        parts.append(fused_attention(queries, keys, values, scale=scale, mask=bias))
-    shape = *q.shape[:2], end - begin
-    out, lse = (torch.stack(x) for x in zip(*parts, strict=True))
-    return out.view(*shape, v.shape[3]), lse.view(shape)
-
-
-def _band(T_q: int, T_k: int, window: int, device: torch.device) -> Tensor:
-    """Return (1, 1, T_q, T_k), True within the window; the last query sees the last key."""
-    ones = torch.ones(1, 1, T_q, T_k, dtype=torch.bool, device=device)
-    return ones.tril(T_k - T_q).triu(T_k - T_q - window + 1)
-
-
-def _by_row(
-    q: Tensor, k: Tensor, v: Tensor, window: int, scale: float | None, key_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Attend row by row without the padding, which keeps the blocks free of masks of their own."""
-    past = k.shape[2] - q.shape[2]
-    out, lse = unseen(q, v)
-    for row, real in enumerate(key_mask):
-        columns = real.nonzero().flatten().tolist()
-        if not columns or columns[-1] < past:
-            continue
-        begin, end = columns[0], columns[-1] + 1
-        rows, queries = slice(row, row + 1), slice(max(begin - past, 0), end - past)
-        out[rows, :, queries], lse[rows, :, queries] = window_attention(
-            q[rows, :, queries], k[rows, :, begin:end], v[rows, :, begin:end], window=window, scale=scale
-        )
-    return out, lse
-
-
 def sinks_of(keys: Tensor, columns: Tensor, first: int, n_global: int) -> Tensor:
     """Return the keys (or values) of the sinks of each row.
 
@@ -274,7 +179,7 @@ def sinks_of(keys: Tensor, columns: Tensor, first: int, n_global: int) -> Tensor
 def _angles(inv_freq: Tensor, positions: Tensor, target: int) -> Tensor:
     """Return (..., r / 2), the angles that turn what sits at `positions` on to `target`."""
     used = positions[..., None].float() * inv_freq.float()  # as the model computes them, rounding included
-    return target * inv_freq.double() - used.double()
+    return target * inv_freq.double() - used
 
 
 def _check_options(n_local: int, n_global: int, limit: int) -> None:
@@ -391,7 +296,8 @@ def _prepared_cache(base: Any, kwargs: dict[str, Any], n_local: int, n_global: i
 
     mask = kwargs.get("attention_mask")
     cache = prepared(kwargs.get("cache"), base.config.num_hidden_layers, n_local, n_global)
-    start = first_real(mask.bool()) if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
+    start = first_real(mask.bool()) if padded else None
     for layer in cache.layers:
         if isinstance(layer, LambdaLayer):
             layer.start = start

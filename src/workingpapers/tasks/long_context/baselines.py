@@ -61,7 +61,8 @@ def _streaming(given: Given, sinks: int) -> Reader:
 
     from workingpapers.methods.attention import common
     from workingpapers.methods.attention.fused import fused_attention
-    from workingpapers.methods.attention.lm_infinite import frequencies, score_entries, window_attention
+    from workingpapers.methods.attention.lm_infinite import frequencies, score_entries
+    from workingpapers.methods.attention.windows import window_attention
 
     window = given.window(sinks)
     turns = frequencies(given.model).double() if sinks else None  # a window needs none, whatever the rotations are
