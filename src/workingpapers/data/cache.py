@@ -101,10 +101,10 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], *, verify: b
     return array
 
 
-def _checksum(array: NDArray[Any], block: int = 1 << 24) -> int:
+def _checksum(array: NDArray[Any]) -> int:
     """Return the CRC-32 of an array's bytes, read in blocks of 16 MiB."""
     flat = array.reshape(-1)
-    step = max(1, block // array.itemsize)
+    step = max(1, (1 << 24) // array.itemsize)
     crc = 0
     for start in range(0, flat.size, step):
         crc = zlib.crc32(flat[start : start + step].tobytes(), crc)

@@ -234,7 +234,7 @@ def _own(name: str) -> tuple[Any, Any]:
 
 
 def _fingerprint(model: Any, tokenizer: Any, code: Path | None = None) -> str:
-    """Return the digest of a model, and of the file of the user's code that made it: weights don't tell what it does."""
+    """Return the digest of a model and of the user's code that made it: weights don't tell what is done with them."""
     from workingpapers.data.images import digest
 
     config = {k: v for k, v in model.config.to_dict().items() if k not in NO_PART_OF_IT}

@@ -66,7 +66,6 @@ def sync(
     engine: Engine,
     sources: Sequence[Source],
     *,
-    now: Callable[[], float] = time.time,
     listen: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Bring in what sources have; one that fails does not keep the others from coming.
@@ -74,14 +73,13 @@ def sync(
     Args:
         engine: the page's database.
         sources: in this order.
-        now: tells seconds since 1970.
         listen: told after every batch.
     """
     ensure(engine)
-    return [_sync_one(engine, source, now, listen) for source in sources]
+    return [_sync_one(engine, source, listen) for source in sources]
 
 
-def _sync_one(engine: Engine, source: Source, now: Callable[[], float], listen: Callable[[Outcome], None]) -> Outcome:
+def _sync_one(engine: Engine, source: Source, listen: Callable[[Outcome], None]) -> Outcome:
     outcome = Outcome(source.name)
     with engine.connect() as connection:
         cursor = connection.execute(select(syncs.c.cursor).where(syncs.c.source == source.name)).scalar()
@@ -101,8 +99,8 @@ def _sync_one(engine: Engine, source: Source, now: Callable[[], float], listen: 
                 if engine.dialect.name == "sqlite":  # room for the indexes, into which new papers go everywhere
                     connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}")
                     connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
-                _take_in(connection, batch, outcome, now())
-                _keep(connection, source.name, batch.cursor, now())
+                _take_in(connection, batch, outcome, time.time())
+                _keep(connection, source.name, batch.cursor, time.time())
             listen(outcome)
 
 

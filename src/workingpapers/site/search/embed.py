@@ -20,7 +20,6 @@ def embed_missing(
     engine: Engine,
     encoder: Encoder | None = None,
     progress: Callable[[int, int], None] | None = None,
-    threads: int = 1,
 ) -> int:
     """Embed every paper that has no embedding, then bring the vector index up to date; return how many there were.
 
@@ -31,7 +30,6 @@ def embed_missing(
         engine: of the page's database.
         encoder: to embed with; None takes the cached one, exported first where it is missing.
         progress: called after each commit with the number of papers done and that of all to do.
-        threads: of the encoder that is made here.
 
     Raises:
         UserError: the embedding model is not installed.
@@ -42,7 +40,7 @@ def embed_missing(
         todo = connection.execute(select(func.count()).select_from(_JOINED).where(_MISSING)).scalar_one()
     done = 0
     if todo:
-        encoder = encoder or make_encoder(threads)
+        encoder = encoder or make_encoder()
         last = 0
         while batch := _next(engine, last):
             _embed(engine, encoder, batch)

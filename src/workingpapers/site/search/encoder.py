@@ -59,20 +59,19 @@ class Encoder:
 
     Args:
         folder: where `export` wrote it.
-        threads: of the computation.
 
     Raises:
         UserError: the folder does not hold a whole export.
     """
 
-    def __init__(self, folder: Path, threads: int = 1) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             import onnxruntime
             from tokenizers import Tokenizer
         except ImportError as error:
             raise UserError(f"Sentence embeddings need {error.name}: pip install 'workingpapers[site]'") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = False  # it would keep the memory of the largest batch for ever
         try:
@@ -103,13 +102,13 @@ class Encoder:
         return vectors
 
 
-def load_encoder(threads: int = 1) -> Encoder | None:
+def load_encoder() -> Encoder | None:
     """Return the encoder where it has been exported, None where it has not."""
     folder = encoder_folder()
-    return Encoder(folder, threads) if folder.is_dir() else None
+    return Encoder(folder) if folder.is_dir() else None
 
 
-def make_encoder(threads: int = 1) -> Encoder:
+def make_encoder() -> Encoder:
     """Return the encoder, exported first where it has not been; that takes half a minute in a process of its own.
 
     Raises:
@@ -120,4 +119,4 @@ def make_encoder(threads: int = 1) -> Encoder:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
             raise UserError(f"The sentence encoder cannot be made: {lines[-1]}")
-    return Encoder(encoder_folder(), threads)
+    return Encoder(encoder_folder())

@@ -74,9 +74,9 @@ def _ranking(fit: Callable[[Any], Any], problem: Problem, context: Context) -> d
     return ranking_metrics(problem, fit(problem.train), context)
 
 
-def _budgets(train: int, epochs: int, trials: int = 2) -> dict[str, Budget]:
+def _budgets(train: int, epochs: int) -> dict[str, Budget]:
     return {
-        "quick": Budget("quick", train=train, test=10_000, epochs=epochs, trials=trials),
+        "quick": Budget("quick", train=train, test=10_000, epochs=epochs, trials=2),
         "full": Budget("full", train=1_000_000, test=200_000, epochs=20, trials=6),
     }
 

@@ -49,7 +49,7 @@ def sentence_model(package: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         return AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
-def decoder(name: str, depth: int = DEPTH) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def decoder(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the first layers of a language model, its final norm and its tokenizer.
 
     Raises:
@@ -60,7 +60,7 @@ def decoder(name: str, depth: int = DEPTH) -> tuple[PreTrainedModel, PreTrainedT
     whole = load_language_model(name)
     body = whole.model.base_model
     config = copy.deepcopy(body.config)
-    config.num_hidden_layers = depth
+    config.num_hidden_layers = DEPTH
     first = type(body)(config)
     weights = body.state_dict()
     first.load_state_dict({key: weights[key] for key in first.state_dict()})
