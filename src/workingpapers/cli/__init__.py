@@ -23,7 +23,8 @@ _OF_THE_PAGE = ("fastapi", "itsdangerous", "math_core", "mcp", "onnxruntime", "s
 
 
 class _Papers(click.Group):
-    """Turns what users can mend into one line and exit code 2, a full disk into 1; `--debug` shows the traceback."""
+    """Turns what users can mend into one line and exit code 2, what fails on the machine (a full disk, a database) into
+    1; `--debug` shows the traceback."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
@@ -53,11 +54,17 @@ class _Papers(click.Group):
             click.echo(f"papers: {mendable or f'{type(error).__name__}: {first_line(error)}'}", err=True)
             if not mendable:
                 click.echo("This looks like a bug; `papers --debug ...` shows where it happened.", err=True)
-            ctx.exit(2 if mendable and not _no_room(error) else 1)
+            ctx.exit(2 if mendable and not (_no_room(error) or _is_of_database(error)) else 1)
 
 
 def _no_room(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
+
+
+def _is_of_database(error: Exception) -> bool:
+    """Tell whether the page's database was away, locked or had no room."""
+    exceptions = sys.modules.get("sqlalchemy.exc")
+    return exceptions is not None and isinstance(error, exceptions.OperationalError)
 
 
 def _mendable(error: Exception, command: str | None) -> str:
@@ -66,6 +73,8 @@ def _mendable(error: Exception, command: str | None) -> str:
         return str(error)
     if _no_room(error):
         return f"what was to be written has no room: {error}"
+    if _is_of_database(error):
+        return f"the page's database cannot be used: {first_line(getattr(error, 'orig', error))}."
     if isinstance(error, FileNotFoundError) and error.filename is None:  # only `getcwd` names none
         return "the folder that you are in is gone. Change to another: cd"
     if isinstance(error, ModuleNotFoundError) and error.name in _OF_THE_PAGE:
