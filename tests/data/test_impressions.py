@@ -141,6 +141,7 @@ def test_the_fingerprint_sees_every_value():
         (log(time=["2024-01-01", "soon"] * 10), "clicked", "'soon' in row 1, which is neither"),
         (log(time=[*range(19), np.inf]), "clicked", "inf in row 19, which is neither"),
         (log(time=[*range(19), None]), "clicked", "no value in row 19"),
+        (log(time=pd.to_datetime(["2024-01-01"] * 19 + [None])), "clicked", "no value in row 19"),
     ],
 )
 def test_tables_that_are_refused(table, label, message):

@@ -301,11 +301,8 @@ def moments(column: pd.Series, name: str) -> NDArray[Any]:
         times = pd.to_numeric(column)
     except (TypeError, ValueError):
         times = pd.to_datetime(column, errors="coerce", format="mixed", utc=True)
-    missing = column.isna().to_numpy()
-    bad = missing | times.isna().to_numpy()
-    if not bad.any():
-        times = pd.to_numeric(times).to_numpy()
-        bad = ~np.isfinite(times.astype(np.float64))
+    missing = column.isna().to_numpy()  # as numbers, missing dates would come first
+    bad = missing | (times.isna() | times.isin([np.inf, -np.inf])).to_numpy()
     if bad.any():
         row = int(bad.argmax())
         if missing[row]:
@@ -315,7 +312,7 @@ def moments(column: pd.Series, name: str) -> NDArray[Any]:
         raise UserError(
             f"{name}: column {TIME!r} holds {shown} in row {row}, which is neither a finite number nor a date."
         )
-    return times
+    return pd.to_numeric(times).to_numpy()
 
 
 def latest(column: pd.Series, name: str) -> NDArray[np.bool_]:

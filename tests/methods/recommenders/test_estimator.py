@@ -153,6 +153,39 @@ def test_bad_options_and_folders_are_named(tmp_path):
         FMClassifier.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": "16"}, "dim is '16'; it must be a whole number"),
+        ({"dim": 0}, "dim is 0"),
+        ({"hidden": 128}, "hidden is 128; it must be a list of whole numbers"),
+        ({"hidden": (8, -3)}, r"hidden widths are \(8, -3\)"),
+        ({"dropout": "x"}, "dropout is 'x'; it must be a number"),
+        ({"dropout": float("nan")}, "dropout is nan"),
+        ({"learning_rate": None}, "learning_rate is None"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"weight_decay": float("nan")}, "weight_decay nan"),
+        ({"learning_rate": 1e30}, "no finite logits; try a smaller learning_rate"),
+        ({"batch_size": "1024"}, "batch_size is '1024'"),
+        ({"kinds": ["item"]}, r"kinds is \['item'\]; it must be a dict"),
+        ({"table": 3}, "table is 3; it must be text"),
+        ({"table": "unified", "table_options": {"ratio": "0.1"}}, "ratio is '0.1'; it must be a number"),
+        ({"random_state": "0"}, "random_state is '0'; it must be a whole number or RandomState or None"),
+        ({"device": 0}, "device is 0; it must be text or device or None"),
+    ],
+)
+def test_options_of_a_wrong_type_or_size_are_named(options, message):
+    table, y = impressions(60)
+    with pytest.raises(ValueError, match=message):
+        MLPClickClassifier(**options).fit(table, y)
+
+
+def test_options_may_be_numbers_of_numpys_as_searches_draw_them():
+    table, y = impressions(60)
+    options = {"dim": np.int64(4), "batch_size": np.int64(16), "max_epochs": np.int32(1), "hidden": np.array([8])}
+    MLPClickClassifier(validation=np.float32(0.25), dropout=np.float32(0.1), **options).fit(table, y)
+
+
 def test_a_fit_that_fails_or_is_interrupted_leaves_no_model(data, monkeypatch):
     (table, y), _ = data
     other = table.assign(user="one")

@@ -187,7 +187,9 @@ def test_learns_a_chain_at_every_size():
         (lambda: LRU(SIZES, r_min=0.5, r_max=0.2), "r_min is 0.5"),
         (lambda: FMRLRec(torch.full((3, 2), torch.nan), SIZES), "finite"),
         (lambda: FMRLRec(3, SIZES, num_blocks=0), "num_blocks is 0"),
-        (lambda: FMRLRecRecommender(item_features=np.ones((3, 2))).fit(chain()), "3 rows, the catalogue 20"),
+        (lambda: FMRLRecRecommender(sizes=()).fit(chain()), r"sizes are \(\)"),
+        (lambda: FMRLRecRecommender(item_features="many").fit(chain()), r"item_features must be numbers, \(20, D\)"),
+        (lambda: FMRLRecRecommender(item_features=np.ones((3, 2))).fit(chain()), r"\(20, D\); got \(3, 2\)"),
     ],
 )
 def test_bad_input_is_named(make, message):

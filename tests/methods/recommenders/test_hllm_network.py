@@ -99,6 +99,7 @@ def test_gradients_reach_inputs_targets_and_negatives():
     [
         ({"head": "lat"}, "head is 'lat'. Did you mean 'late'"),
         ({"max_history": 0}, "max_history is 0"),
+        ({"max_history": "8"}, "max_history is '8'; it must be a whole number"),
         ({"num_negatives": 0}, "num_negatives is 0"),
         ({"generative_weight": -1.0}, "generative_weight is -1.0"),
         ({"dup_threshold": 1.0}, "dup_threshold is 1.0"),

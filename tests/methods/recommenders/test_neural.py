@@ -106,6 +106,10 @@ def test_a_loss_that_is_not_finite_is_named():
         ({"max_len": 0}, "max_len is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"learning_rate": np.inf}, "learning_rate is inf"),
+        ({"weight_decay": np.nan}, "weight_decay nan"),
+        ({"max_len": "50"}, "max_len is '50'; it must be a whole number"),
+        ({"dropout": None}, "dropout is None"),
     ],
 )
 def test_bad_options_are_named(options, message):
@@ -144,6 +148,7 @@ def test_what_is_loaded_scores_as_what_was_saved(make, tmp_path):
 def test_features_of_every_type_and_drawn_options_are_loaded(tmp_path):
     features = item_table().assign(code=pd.Series([1, None] * 10, dtype=object), series=pd.array([1, 2] * 10, "Int64"))
     one = TwoTowerRecommender(kinds={"tags": "multi"}, **SMALL | {"dim": np.int64(8)}).fit(cycles(features=features))
+    GRU4RecRecommender(dim=np.int64(8), batch_size=np.int64(8), max_epochs=1).fit(cycles())
     one.save(tmp_path)
     assert torch.equal(one.score([np.array([1])]), TwoTowerRecommender.load(tmp_path).score([np.array([1])]))
 

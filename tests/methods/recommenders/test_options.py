@@ -2,12 +2,14 @@
 
 import inspect
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, clone
 
-from workingpapers.methods.recommenders.options import MergedOptions, as_json
+from workingpapers.methods.recommenders.options import MergedOptions, as_json, check_options, check_types
 
 
 class Base(MergedOptions, BaseEstimator):
@@ -44,3 +46,66 @@ def test_what_numpy_draws_is_saved_and_what_is_no_plain_value_named():
     assert json.loads(as_json(drawn)) == {"dim": 4, "rate": 0.5, "hidden": [3, 2], "widths": [0, 1]}
     with pytest.raises(ValueError, match=r"RandomState.* cannot be saved"):
         as_json({"options": {"random_state": np.random.RandomState(0)}})
+
+
+def typed(
+    whole: int = 0,
+    share: float = 0.0,
+    yes: bool = False,
+    name: str | None = None,
+    sizes: Sequence[int] = (),
+    kinds: Mapping[str, str] | None = None,
+    mode: Literal["mean", "median"] = "mean",
+    anything: Any = None,
+):
+    """Give options of every type."""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"whole": "3"}, "whole is '3'; it must be a whole number"),
+        ({"whole": True}, "whole is True"),
+        ({"whole": 2.0}, "whole is 2.0"),
+        ({"share": None}, "share is None; it must be a number"),
+        ({"yes": 1}, "yes is 1; it must be True or False"),
+        ({"name": 3}, "name is 3; it must be text or None"),
+        ({"sizes": 128}, "sizes is 128; it must be a list of whole numbers"),
+        ({"sizes": "128"}, "sizes is '128'"),
+        ({"sizes": (8, 0.5)}, r"sizes is \(8, 0.5\)"),
+        ({"kinds": ["a"]}, r"kinds is \['a'\]; it must be a dict or None"),
+        ({"mode": "medan"}, "Unknown mode 'medan'. Did you mean 'median'"),
+        ({"mode": 3}, "mode is 3; it must be one of 'mean', 'median'"),
+    ],
+)
+def test_values_of_a_wrong_type_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_types(typed, given)
+
+
+def test_numpys_numbers_and_arrays_are_of_the_right_type():
+    fine = {
+        "whole": np.int8(3),
+        "share": 1,
+        "yes": np.bool_(True),
+        "name": None,
+        "sizes": np.array([3]),
+        "mode": "mean",
+    }
+    check_types(typed, fine | {"kinds": {"a": "b"}, "anything": object()})
+    check_types(typed, {"share": np.float32(0.5), "sizes": [np.int64(3)], "name": np.str_("a")})
+
+
+def test_the_nearest_of_two_types_of_an_option_counts():
+    class Typed(Base):
+        def __init__(self, *, size: int = 4, **options):
+            super().__init__(size=size, **options)
+
+    class Text(Typed):
+        def __init__(self, *, size: str = "4", **options):
+            super().__init__(size=size, **options)
+
+    check_options(Text())
+    check_options(Typed(rate="not annotated"))
+    with pytest.raises(ValueError, match="size is 4; it must be text"):
+        check_options(Text(size=4))

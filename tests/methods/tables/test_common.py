@@ -46,5 +46,5 @@ def test_bad_input_is_named():
     with pytest.raises(UserError, match=r"Unknown option 'ratoi' of table hash. Did you mean 'ratio'"):
         make_table("hash", [3], 2, ratoi=0.5)
     for sizes, dim in (([], 2), ([3, 0], 2), ([3], 0)):
-        with pytest.raises(ValueError, match="a table needs fields"):
+        with pytest.raises(ValueError, match="a table needs a width of 1 or more, and fields"):
             FullTable(sizes, dim)

@@ -216,5 +216,5 @@ def test_a_click_model_learns_saves_and_exports_on_one(tmp_path):
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         UnifiedTable([5, 20], 8, **options)
-    with pytest.raises(ValueError, match="needs fields of 1 id or more"):
+    with pytest.raises(ValueError, match="a table needs a width of 1 or more, and fields"):
         UnifiedTable([], 8)

@@ -122,7 +122,7 @@ class InteractingLayer(nn.Module):
         return out.relu() if self.rectify else out
 
     def _split(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        return self._project(layer, x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(self._project(layer, x), 2, (self.heads, -1)).transpose(1, 2)
 
 
 def _started(*layers: nn.Linear) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.crossing import cross, crossed
 from workingpapers.methods.recommenders.estimator import ClickClassifier
-from workingpapers.methods.recommenders.fields import FieldEmbedding, mlp
+from workingpapers.methods.recommenders.fields import FieldEmbedding, check_network, mlp
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
 
@@ -74,7 +74,7 @@ class CrossNetwork(nn.Module):
         dropout: of the MLP.
 
     Raises:
-        ValueError: an MLP without layers.
+        ValueError: an MLP without layers, or as `fields.check_network`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class CrossNetwork(nn.Module):
         super().__init__()
         if not hidden:
             raise ValueError("hidden is (); the MLP beside the crosses needs a layer")
+        check_network(hidden, dropout)
         width = fields * dim
         self.crosses = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.deep = mlp(width, hidden[:-1], dropout=dropout, out=hidden[-1])

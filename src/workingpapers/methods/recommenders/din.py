@@ -20,6 +20,7 @@ over strong baselines is 0.001 to 0.003.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args
@@ -35,7 +36,7 @@ from torch.nn import functional as F
 from workingpapers.errors import UserRemark, unknown_name
 from workingpapers.methods.recommenders.baselines import DeepClassifier
 from workingpapers.methods.recommenders.columns import flattened
-from workingpapers.methods.recommenders.fields import FieldEmbedding
+from workingpapers.methods.recommenders.fields import FieldEmbedding, check_network
 from workingpapers.methods.recommenders.schema import Field, Rows, Schema
 from workingpapers.methods.recommenders.training import Plan
 
@@ -76,7 +77,9 @@ def network(width: int, hidden: Sequence[int], activation: Activation, *, dropou
 
     Raises:
         UserError: an activation of another name.
+        ValueError: as `check_network`.
     """
+    check_network(hidden, dropout)
     if activation not in get_args(Activation):
         raise unknown_name("activation", activation, get_args(Activation))
     layers: list[nn.Module] = []
@@ -163,7 +166,7 @@ class DIN(nn.Module):
 
     Raises:
         UserError: an unknown activation or pooling.
-        ValueError: a sequence without a candidate, or a negative regularisation.
+        ValueError: a sequence without a candidate, a negative or infinite regularisation, or as `check_network`.
     """
 
     counts: Tensor
@@ -183,8 +186,8 @@ class DIN(nn.Module):
         super().__init__()
         if pooling not in get_args(Pooling):
             raise unknown_name("pooling", pooling, get_args(Pooling))
-        if not regularisation >= 0:
-            raise ValueError(f"regularisation is {regularisation}; it must be 0 or more")
+        if not 0 <= regularisation < math.inf:
+            raise ValueError(f"regularisation is {regularisation}; it must be finite and 0 or more")
         self.embedding, self.regularisation = embedding, regularisation
         self.groups = _groups(embedding.schema, joint)
         widths = [len(group) * embedding.dim for group in self.groups]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from workingpapers.errors import first_line
 from workingpapers.methods.recommenders.columns import from_arrow
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
-from workingpapers.methods.recommenders.options import MergedOptions, as_json
+from workingpapers.methods.recommenders.options import MergedOptions, as_json, check_options
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.methods.recommenders.streaming import Labels, labelled, parquet_batches, store
 from workingpapers.methods.recommenders.training import History, Plan, chosen_device, predict, seeded, train
@@ -73,8 +73,8 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         max_epochs: int = 20,
         patience: int = 2,
         validation: float = 0.1,
-        random_state: int | None = None,
-        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         self.kinds = kinds
         self.dim = dim
@@ -124,6 +124,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             raise
 
     def _fit(self, X: Any, y: Any) -> Self:
+        check_options(self)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if isinstance(X, (str, Path)):
             with TemporaryDirectory(prefix="workingpapers-") as folder:
@@ -350,7 +351,7 @@ def _split(targets: NDArray[np.int64], share: float, seed: int) -> tuple[Tensor,
     everything = np.arange(len(targets))
     if share == 0 or np.bincount(targets).min() * share < 1:
         return torch.from_numpy(everything), torch.from_numpy(everything[:0])
-    kept, held = train_test_split(everything, test_size=share, stratify=targets, random_state=seed)
+    kept, held = train_test_split(everything, test_size=float(share), stratify=targets, random_state=seed)
     return torch.from_numpy(kept), torch.from_numpy(held)
 
 

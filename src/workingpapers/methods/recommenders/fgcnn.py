@@ -25,14 +25,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workingpapers.errors import unknown_name
 from workingpapers.methods.recommenders.baselines import FM, IPNN, MLP, DeepClassifier
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.pooling import pool
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
 G = TypeVar("G", bound=nn.Module)
-HEADS = ("ipnn", "mlp", "fm")
 
 
 class FeatureGenerator(nn.Module):
@@ -65,7 +63,7 @@ class FeatureGenerator(nn.Module):
         batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        if not channels or min(fields, dim, *channels, pool, new_maps) < 1:
+        if not len(channels) or min(fields, dim, *channels, pool, new_maps) < 1:
             raise ValueError(
                 f"fields {fields}, dim {dim}, pool {pool} and new_maps {new_maps} must be 1 or more, and channels "
                 f"{tuple(channels)} hold one such number or more"
@@ -92,7 +90,7 @@ class FeatureGenerator(nn.Module):
         x, made = e[:, None], []
         for convolution, recombination in zip(self.convolutions, self.recombinations, strict=True):
             x = _convolved(convolution, x, self.size)
-            made.append(_recombined(recombination, x).tanh().unflatten(1, (-1, self.dim)))
+            made.append(torch.unflatten(_recombined(recombination, x).tanh(), 1, (-1, self.dim)))
         return torch.cat(made, dim=1)
 
 
@@ -133,8 +131,7 @@ class DenseGenerator(nn.Module):
 
     def forward(self, e: Tensor) -> Tensor:
         """Return new features (B, num_generated, d) of embedded fields (B, F, d)."""
-        found: Tensor = self.layers(e.flatten(1)).unflatten(1, (-1, self.dim))
-        return found
+        return torch.unflatten(self.layers(e.flatten(1)), 1, (-1, self.dim))
 
 
 class MeanFM(FM):
@@ -252,8 +249,6 @@ class FGCNNClassifier(DeepClassifier):
         return _started_small(made, *made.recombinations) if self.head == "fm" else made
 
     def _head(self, features: int) -> nn.Module:
-        if self.head not in HEADS:
-            raise unknown_name("head", self.head, HEADS)
         if self.head == "fm":
             return MeanFM()
         kind = {"ipnn": IPNN, "mlp": MLP}[self.head]

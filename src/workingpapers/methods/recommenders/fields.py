@@ -10,7 +10,7 @@ Source of the three ways: Song et al., "AutoInt", CIKM 2019, arXiv 1810.11921, e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -118,8 +118,26 @@ class ClickModel(nn.Module):
         return self.embedding.table.penalty()
 
 
+def check_network(hidden: Sequence[int], dropout: float) -> None:
+    """Refuse widths below 1, and a dropout outside [0, 1).
+
+    Raises:
+        ValueError: names them.
+    """
+    if any(size < 1 for size in hidden) or not 0 <= dropout < 1:
+        raise ValueError(
+            f"hidden widths are {tuple(hidden)}, dropout is {dropout}; widths must be 1 or more, dropout 0 or more and "
+            "below 1"
+        )
+
+
 def mlp(width: int, hidden: tuple[int, ...], *, dropout: float = 0.0, out: int = 1) -> nn.Sequential:
-    """Return layers width -> hidden -> out with ReLU between, dropout after each."""
+    """Return layers width -> hidden -> out with ReLU between, dropout after each.
+
+    Raises:
+        ValueError: as `check_network`.
+    """
+    check_network(hidden, dropout)
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(width, size), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]

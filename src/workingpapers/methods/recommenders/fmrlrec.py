@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.neural import NeuralRecommender
-from workingpapers.methods.recommenders.sequences import Log, last_of
+from workingpapers.methods.recommenders.sequences import Log, item_vectors, last_of
 
 FEWEST = 4  # channels of a block: the norm of one channel is its bias, that of two hardly more than a sign
 
@@ -282,12 +282,9 @@ class FMRLRecRecommender(NeuralRecommender):
         self.num_blocks = num_blocks
 
     def _build(self, log: Log) -> nn.Module:
-        given: Tensor | int = len(log.items)
-        if self.item_features is not None:
-            given = torch.as_tensor(self.item_features, dtype=torch.float32)
-            if len(given) != len(log.items):
-                raise ValueError(f"item_features has {len(given)} rows, the catalogue {len(log.items)} items")
-        sizes = self.sizes or [self.dim // 8, self.dim // 4, self.dim // 2, self.dim]
+        count = len(log.items)
+        given = count if self.item_features is None else item_vectors(self.item_features, count)
+        sizes = [self.dim // 8, self.dim // 4, self.dim // 2, self.dim] if self.sizes is None else self.sizes
         return FMRLRec(given, sizes, num_blocks=self.num_blocks, dropout=self.dropout)
 
     def cut(self, size: int) -> Self:

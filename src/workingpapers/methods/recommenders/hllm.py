@@ -37,6 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from workingpapers.methods.recommenders.hllm_encoders import Items, whole_numbers
 from workingpapers.methods.recommenders.hllm_network import HLLMNetwork
+from workingpapers.methods.recommenders.options import check_types
 
 FORMAT = "workingpapers hllm 1"
 
@@ -80,10 +81,12 @@ class HLLM(HLLMNetwork):
             ValueError: items, histories, candidates or labels that do not fit, an option outside its range, a loss
                 that is not finite, or item vectors all so alike that no negative is left.
         """
-        if min(epochs, batch_size) < 1 or not learning_rate > 0 or weight_decay < 0:
+        rates = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+        check_types(HLLM.fit, {"epochs": epochs, "batch_size": batch_size, "seed": seed} | rates)
+        if min(epochs, batch_size) < 1 or not 0 < learning_rate < math.inf or not 0 <= weight_decay < math.inf:
             raise ValueError(
                 f"epochs is {epochs}, batch_size {batch_size}, learning_rate {learning_rate} and weight_decay "
-                f"{weight_decay}; need >= 1, >= 1, > 0 and >= 0"
+                f"{weight_decay}; need >= 1, >= 1, > 0 and >= 0, all finite"
             )
         tokens = self.item.tokens(items)
         rows, extra = self._training_rows(histories, len(tokens), candidates, labels)
@@ -94,7 +97,7 @@ class HLLM(HLLMNetwork):
         self.train()
         for epoch in range(1, epochs + 1):
             total, kept = 0.0, 0.0
-            for part in torch.split(torch.randperm(len(rows), generator=generator), batch_size):
+            for part in torch.split(torch.randperm(len(rows), generator=generator), int(batch_size)):
                 loss, logs = self._batch_loss(tokens, fixed, rows[part], [x[part] for x in extra], generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]

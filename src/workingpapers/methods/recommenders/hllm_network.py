@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from workingpapers.errors import nearest
 from workingpapers.methods.recommenders.hllm_encoders import PROMPT, ItemEncoder, UserEncoder, sampled_info_nce
+from workingpapers.methods.recommenders.options import check_types
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,6 +104,7 @@ class HLLMNetwork(nn.Module):
 
     def _check_options(self) -> None:
         o = self.options
+        check_types(HLLMNetwork.__init__, o)
         if o["head"] not in HEADS:
             raise ValueError(f"head is {o['head']!r}. {nearest(str(o['head']), HEADS)}")
         least = {"max_history": 1, "num_negatives": 1, "generative_weight": 0}

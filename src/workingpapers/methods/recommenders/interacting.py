@@ -42,7 +42,7 @@ def interacted(
     x: Tensor, heads: int, scale: float, query: Tensor, key: Tensor, value: Tensor, residual: Tensor | None
 ) -> Tensor:
     """Return (B, M, d') of fields (B, M, d), weights (d', d), heads, and a factor of the scores."""
-    q, k, v = (F.linear(x, w).unflatten(2, (heads, -1)).transpose(1, 2) for w in (query, key, value))
+    q, k, v = (torch.unflatten(F.linear(x, w), 2, (heads, -1)).transpose(1, 2) for w in (query, key, value))
     out = ((scale * q @ k.mT).softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
     return (out if residual is None else out + F.linear(x, residual)).relu()
 

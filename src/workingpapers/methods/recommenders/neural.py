@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Protocol, Self, cast
 
@@ -82,8 +83,8 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         batch_size: int = 64,
         max_epochs: int = 30,
         patience: int = 5,
-        random_state: int | None = None,
-        device: str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         self.dim = dim
         self.max_len = max_len
@@ -111,8 +112,11 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
                 raise ValueError(f"{name} is {value}; it must be 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be 0 or more and below 1")
-        if not self.learning_rate > 0 or self.weight_decay < 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}, weight_decay {self.weight_decay}; need > 0, >= 0")
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; they must be finite, the "
+                "first above 0 and the second 0 or more"
+            )
 
     def _fit(self, log: Log) -> None:
         self._check()
@@ -131,7 +135,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         best, kept, self.history_ = -1.0, None, list[float]()
         for epoch in range(self.max_epochs):
             self.model_.train()
-            for index in torch.split(torch.randperm(len(ids), device=ids.device), self.batch_size):
+            for index in torch.split(torch.randperm(len(ids), device=ids.device), int(self.batch_size)):
                 loss = network.loss(ids[index], labels[index])
                 if not torch.isfinite(loss):
                     raise ValueError(f"the loss of epoch {epoch + 1} is {loss.item()}; try a smaller learning_rate")

@@ -18,12 +18,13 @@ from typing import NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from workingpapers.methods.recommenders.metrics import ranks
+from workingpapers.methods.recommenders.options import check_options
 
 Histories = Sequence[NDArray[np.int64]]
 SCORED = 256  # histories whose scores of all items are held at a time
@@ -221,6 +222,21 @@ def thinned(log: Log, share: float, rng: np.random.Generator) -> Log:
     return replace(log, histories=[history[part] for history, part in zip(log.histories, parts, strict=True)])
 
 
+def item_vectors(features: ArrayLike, count: int) -> Tensor:
+    """Return features of a catalogue of `count` items as a tensor (count, D), float32.
+
+    Raises:
+        ValueError: they are of another shape, not finite, or no numbers.
+    """
+    try:
+        found = torch.as_tensor(features if isinstance(features, Tensor) else np.asarray(features, np.float32))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"item_features must be numbers, ({count}, D): {error}") from error
+    if found.ndim != 2 or len(found) != count or not found.isfinite().all():
+        raise ValueError(f"item_features must be finite and ({count}, D); got {tuple(found.shape)}")
+    return found.float()
+
+
 def padded(histories: Histories, length: int, fill: int = 0) -> Tensor:
     """Return the last `length` items of histories as ids (B, L), padded on the right; L is at most `length`.
 
@@ -264,6 +280,7 @@ class SequenceRecommender(BaseEstimator):
         """
         if not len(log) or not sum(map(len, log.histories)):
             raise ValueError("the log holds no interactions")
+        check_options(self)
         self.items_ = log.items
         try:
             self._fit(log)

@@ -15,6 +15,7 @@ Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", IC
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.neural import NeuralRecommender
-from workingpapers.methods.recommenders.sequences import Histories, Log, SequenceRecommender, last_of
+from workingpapers.methods.recommenders.sequences import Histories, Log, SequenceRecommender, item_vectors, last_of
 
 BLOCK = 1024  # items whose similarities to all others are held at a time
 
@@ -86,7 +87,7 @@ class GRUBody(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.unit = nn.GRU(dim, dim, batch_first=True)
+        self.unit = nn.GRU(int(dim), int(dim), batch_first=True)  # torch takes no integers of numpy's here
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the states of inputs."""
@@ -198,10 +199,7 @@ class ContentRecommender(SequenceRecommender):
         self.item_features = item_features
 
     def _fit(self, log: Log) -> None:
-        given = torch.as_tensor(self.item_features, dtype=torch.float32)
-        if given.ndim != 2 or len(given) != len(log.items) or not torch.isfinite(given).all():
-            raise ValueError(f"item_features must be finite and ({len(log.items)}, D); got {tuple(given.shape)}")
-        self.vectors_ = F.normalize(given, dim=1)
+        self.vectors_ = F.normalize(item_vectors(self.item_features, len(log.items)), dim=1)
 
     def _scores(self, histories: Histories) -> Tensor:
         sums = matrix(histories, len(self.items_)) @ self.vectors_.numpy()
@@ -224,7 +222,7 @@ class ALSRecommender(SequenceRecommender):
         regularization: float = 0.05,
         alpha: float = 10.0,
         iterations: int = 15,
-        random_state: int | None = None,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.factors = factors
         self.regularization = regularization
@@ -239,6 +237,12 @@ class ALSRecommender(SequenceRecommender):
             raise ValueError(
                 "ALSRecommender needs the package 'implicit': pip install 'workingpapers[implicit]'"
             ) from error
+        weights = (self.regularization, self.alpha)
+        if min(self.factors, self.iterations) < 1 or not all(0 <= weight < math.inf for weight in weights):
+            raise ValueError(
+                f"factors is {self.factors}, iterations {self.iterations}, regularization {self.regularization} and "
+                f"alpha {self.alpha}; they must be finite, the first two 1 or more and the others 0 or more"
+            )
         self.model_ = AlternatingLeastSquares(
             factors=self.factors,
             regularization=self.regularization,

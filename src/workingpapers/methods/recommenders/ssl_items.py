@@ -25,6 +25,7 @@ al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -205,8 +206,10 @@ class TwoTowerSSL(nn.Module):
         items: Literal["catalogue", "log"] = "catalogue",
     ) -> None:
         super().__init__()
-        if not alpha >= 0 or not 0 <= value_dropout < 1:
+        if not 0 <= alpha < math.inf or not 0 <= value_dropout < 1:
             raise ValueError(f"alpha is {alpha}, value_dropout {value_dropout}; need >= 0, and from 0 to below 1")
+        if not temperature > 0 or not ssl_temperature > 0:
+            raise ValueError(f"temperature is {temperature} and ssl_temperature {ssl_temperature}; need > 0 of both")
         if items not in ("catalogue", "log"):
             raise ValueError(f"items is {items!r}; allowed: 'catalogue', 'log'")
         self.query_tower, self.item_tower, self.masker = query_tower, item_tower, masker

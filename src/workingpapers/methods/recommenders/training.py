@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -45,9 +46,10 @@ class Plan:
     patience: int = 2
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0 or self.weight_decay < 0:
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
             raise ValueError(
-                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; need > 0, >= 0"
+                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; they must be finite, the "
+                "first above 0 and the second 0 or more"
             )
         for name in ("batch_size", "max_epochs", "patience"):
             value = getattr(self, name)
@@ -64,7 +66,7 @@ class History:
     best: int
 
 
-def chosen_device(name: str | None) -> torch.device:
+def chosen_device(name: str | torch.device | None) -> torch.device:
     """Return the device of a name; None takes the GPU where there is one.
 
     Raises:
@@ -153,7 +155,7 @@ def train(
         before_epoch: is called with the number of each epoch, from 0, before its first step: for schedules.
 
     Raises:
-        ValueError: no rows, or a loss that is not finite.
+        ValueError: no rows, or a loss, or logits of held-out rows, that are not finite.
     """
     if not len(rows):
         raise ValueError("there are no rows to train on")
@@ -164,7 +166,7 @@ def train(
     for epoch in range(plan.max_epochs):
         if before_epoch is not None:
             before_epoch(epoch)
-        mean = steps.epoch(rows, targets, shuffled(len(rows), plan.batch_size, generator))
+        mean = steps.epoch(rows, targets, shuffled(len(rows), int(plan.batch_size), generator))
         if not np.isfinite(mean):
             raise ValueError(f"the loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate")
         history.loss.append(mean)
@@ -231,6 +233,11 @@ class _Steps:
 def _reached(model: nn.Module, rows: Rows, labels: Tensor) -> tuple[float, float]:
     """Return the AUC and the negative loss, by which of equal AUCs that with the smaller loss is the better."""
     logits = predict(model, rows)
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            "rows held out to stop by have no finite logits; try a smaller learning_rate, or leave out numbers far "
+            "from all others"
+        )
     loss = F.binary_cross_entropy_with_logits(torch.from_numpy(logits), labels.float())
     return auc(labels.numpy(), logits), -float(loss)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from workingpapers.errors import unknown_name
+from workingpapers.methods.recommenders.options import check_types
 
 if TYPE_CHECKING:
     from workingpapers.methods.recommenders.schema import Rows
@@ -49,7 +50,9 @@ class Table(nn.Module):
     def __init__(self, sizes: Sequence[int], dim: int) -> None:
         super().__init__()
         if not sizes or min(sizes) < 1 or dim < 1:
-            raise ValueError(f"a table needs fields of 1 id or more and a width of 1 or more; got {sizes} and {dim}")
+            raise ValueError(
+                f"dim is {dim}, sizes are {sizes}; a table needs a width of 1 or more, and fields of 1 id or more"
+            )
         self.sizes, self.dim, self.num_ids = tuple(sizes), dim, sum(sizes)
         self.register_buffer("offsets", torch.tensor([0, *accumulate(sizes)][:-1]), persistent=False)
 
@@ -177,4 +180,5 @@ def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Tab
     for option in options:
         if option not in known:
             raise unknown_name("option", option, known, of=f"table {name}")
+    check_types(chosen.__init__, options)
     return chosen(sizes, dim, **options)

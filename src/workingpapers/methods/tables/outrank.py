@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from workingpapers.errors import UserError, UserRemark, unknown_name
+from workingpapers.errors import UserError, UserRemark
+from workingpapers.methods.recommenders.options import check_options, check_types
 from workingpapers.methods.tables.outrank_reading import Distinct, batches
 
 Null = Literal["shift", "permute", "expected", "none"]
@@ -62,7 +63,7 @@ def cardinality_aware_mi(x: ArrayLike, y: ArrayLike, *, null: Null = "shift", ra
     first, second = codes(x), codes(y)
     if len(first) != len(second) or not len(first):
         raise ValueError(f"x has {len(first)} values and y {len(second)}; they must be as many, and 1 or more")
-    _check("null", null, get_args(Null))
+    check_types(cardinality_aware_mi, {"null": null})
     return _scores(first, second, null, check_random_state(random_state))[0]
 
 
@@ -236,8 +237,7 @@ class OutRankSelector(SelectorMixin, BaseEstimator):
         self._rng = check_random_state(self.random_state)
 
     def _check_options(self) -> None:
-        for name, allowed in (("method", ("myopic", "3mr")), ("null", get_args(Null)), ("agg", ("median", "mean"))):
-            _check(name, getattr(self, name), allowed)
+        check_options(self)
         if self.k < 1:
             raise ValueError(f"k is {self.k}; it must be 1 or more")
         if self.batch_size is not None and self.batch_size < 1:
@@ -296,11 +296,6 @@ def _folded(batches: NDArray[np.float64], rows: NDArray[np.int64], agg: str) -> 
     ends = [np.take_along_axis(ranked, np.minimum(at, len(rows) - 1), axis=0)[0] for at in (lower, upper)]
     median: NDArray[np.float64] = (ends[0] + ends[1]) / 2
     return median
-
-
-def _check(option: str, given: Any, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise unknown_name(option, str(given), allowed)
 
 
 def rank_file(
