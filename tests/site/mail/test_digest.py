@@ -123,6 +123,13 @@ def test_what_was_sent_is_not_news_and_no_news_is_no_mail(database):
     assert sorted(rows) == [("2026-11-25", "waiting", number), ("2026-11-26", "empty", number)]
 
 
+def test_a_clock_that_was_ahead_for_once_stops_no_digest(database):
+    subscribe(database)
+    run(database, WEDNESDAY + timedelta(days=200))
+    (here,) = papers(database, 1, WEDNESDAY - timedelta(days=1))
+    assert run(database, WEDNESDAY) == {"ada@example.org": [here]}
+
+
 def test_the_same_day_again_does_nothing_even_with_more_to_tell(database):
     subscribe(database)
     papers(database, 1, WEDNESDAY - timedelta(days=1))
