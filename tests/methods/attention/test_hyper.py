@@ -15,10 +15,9 @@ from workingpapers.methods.attention.hyper import (
     HyperAttention,
     apply_hyper_attention,
     block_sample_attention,
-    naive_block_sample_weights,
-    naive_hyper_attention,
     sort_lsh,
 )
+from workingpapers.methods.attention.naive_hyper import naive_block_sample_weights, naive_hyper_attention
 
 SMALL = HyperAttention(lsh_num_projs=3, block_size=4, sample_size=3, min_seq_len=4)
 

@@ -44,9 +44,7 @@ def fused_attention(
         out (B, H_q, T_q, d_v) and lse (B, H_q, T_q).
     """
     check_inputs(q, k, v, mask=mask)
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    served = q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype != torch.float64)
-    if trains or not served or q.shape[-1] != v.shape[-1] or 0 in (*q.shape, *k.shape):
+    if _trains(q, k, v) or not _served(q, k, v):
         return dense_attention(q, k, v, causal=causal, scale=scale, mask=mask, return_lse=True)
     flag = causal and mask is None and q.shape[2] == k.shape[2]  # the kernels align causal masks to the first key
     if causal and not flag and q.shape[2] > 1:
@@ -61,6 +59,15 @@ def fused_attention(
         if q.device.type == "cuda" or not bool(sees.all()):  # a copy is cheaper than to wait for a GPU's answer
             out, lse = out.masked_fill(~sees.unsqueeze(-1), 0.0), lse.masked_fill(~sees, -torch.inf)
     return out, lse
+
+
+def _trains(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _served(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    known = q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype != torch.float64)
+    return known and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
 
 
 def _hide(mask: Tensor, hidden: Tensor) -> Tensor:
@@ -119,10 +126,11 @@ def trainable_attention(
     Returns:
         out (B, H_q, T_q, d_v) and lse (B, H_q, T_q).
     """
-    if q.device.type != "cpu" or q.shape[-1] != v.shape[-1] or 0 in (*q.shape, *k.shape):
+    trains = _trains(q, k, v)
+    if not _served(q, k, v) or (trains and q.device.type != "cpu"):
         return fused_attention(q, k, v, scale=scale, causal=causal, mask=bias)
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))):
+    if not trains:
         return _kernel(q, k, v, bias, causal, scale)
     found: tuple[Tensor, Tensor] = _FusedAttention.apply(q, k, v, scale, causal, bias)  # type: ignore[no-untyped-call]
     return found

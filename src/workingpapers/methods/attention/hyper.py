@@ -38,8 +38,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workingpapers.methods.attention import common
-from workingpapers.methods.attention.common import Model, attention_layers, check_inputs, dense_attention, merge
-from workingpapers.methods.attention.fused import trainable_attention
+from workingpapers.methods.attention.common import Model, attention_layers, check_inputs, merge
+from workingpapers.methods.attention.fused import joined, trainable_attention
 from workingpapers.methods.attention.padding import unseen
 from workingpapers.methods.attention.parallel import each
 
@@ -53,8 +53,10 @@ def sort_lsh(x: Tensor, directions: Tensor) -> Tensor:
     exact = torch.promote_types(x.dtype, torch.float32)
     signs = (x.to(exact) @ directions.to(x.device, exact) > 0).long()
     bucket = (signs << torch.arange(directions.shape[1] - 1, -1, -1, device=x.device)).sum(dim=-1)
-    for shift in (1, 2, 4, 8, 16):  # parities of 2, 4, 8, ... signs: a scan along so few is slow on a GPU
+    shift = 1
+    while shift < directions.shape[1]:  # parities of 2, 4, 8, ... signs: a scan along so few is slow on a GPU
         bucket ^= bucket >> shift
+        shift *= 2
     return bucket
 
 
@@ -89,7 +91,7 @@ def block_sample_attention(
     at_once = max(1, _room(q.device) // max(1, group * q.shape[2] * q.shape[3]))
     groups = min(at_once, k.shape[1])
     parts = each(attend, itertools.product(_cut(k.shape[0], at_once // groups), _cut(k.shape[1], groups)), q, k, v)
-    out, lse = (torch.cat(x) for x in zip(*parts, strict=True))
+    out, lse = joined(parts)
     return out.view(*q.shape[:3], v.shape[3]), lse.view(q.shape[:3])
 
 
@@ -154,54 +156,6 @@ def _take(x: Tensor, rows: Tensor) -> Tensor:
 def _first_row(x: Tensor) -> Tensor:
     """Return the number of each head's first row in x (B, H, T, d), (B, H, 1)."""
     return torch.arange(0, x.shape[0] * x.shape[1] * x.shape[2], x.shape[2], device=x.device).view(*x.shape[:2], 1)
-
-
-def naive_block_sample_weights(q: Tensor, k: Tensor, directions: Tensor, samples: Tensor, block_size: int) -> Tensor:
-    """Return the weights w (B, H, n, s) of `block_sample_attention`, by the definition: a loop over the queries."""
-    (batch, groups, count, _), (heads, length) = k.shape, q.shape[1:3]
-    blocks = math.ceil(count / block_size) if block_size else 1
-    rows, weights = math.ceil(length / blocks), torch.zeros(batch, heads, length, count)
-    for b, h in itertools.product(range(batch), range(heads)):
-        g = h // (heads // groups)
-        q_buckets, k_buckets = (sort_lsh(x, directions).tolist() for x in (q[b, h], k[b, g]))
-        drawn = samples[b, g].bincount(minlength=count)
-        q_home = {i: place // rows for place, i in enumerate(sorted(range(length), key=q_buckets.__getitem__))}
-        ranked = sorted(range(count), key=k_buckets.__getitem__)
-        k_home = torch.tensor([ranked.index(j) // block_size if block_size else -1 for j in range(count)])
-        for i in range(length):
-            weights[b, h, i] = torch.where(k_home == q_home[i], 1.0, drawn * count / max(1, len(samples[b, g])))
-    return weights
-
-
-def naive_hyper_attention(
-    hyper: HyperAttention, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Return what `hyper` does without padding, by the definition: dense softmax attention whose terms are weighted.
-
-    The samples come from the same seed in the same order; causal needs as many queries as keys.
-    """
-    draw = _Draw(hyper, q.shape[3])
-
-    def unmasked(q: Tensor, k: Tensor) -> Tensor:
-        if hyper._exact(q.shape[2], k.shape[2]):
-            return torch.ones(*q.shape[:3], k.shape[2])
-        return naive_block_sample_weights(q, k, draw.directions, draw.samples(k), hyper.block_size)
-
-    if not causal:
-        weights = unmasked(q, k)
-    else:
-        length, depth = q.shape[2], hyper._depth(q.shape[2])
-        size = math.ceil(length / 2**depth)
-        padded_q, padded_k = (F.pad(x, (0, 0, 0, size * 2**depth - length)) for x in (q, k))
-        weights = torch.kron(torch.eye(2**depth), torch.ones(size, size).tril()).repeat(*q.shape[:2], 1, 1)
-        for n in (size * 2**level for level in range(depth)):
-            # One draw serves all pairs of a level, sequence by sequence.
-            later, earlier = _pieces(padded_q, 2 * n)[:, :, n:], _pieces(padded_k, 2 * n)[:, :, :n]
-            for i, block in enumerate(unmasked(later, earlier)):
-                b, start = divmod(i, size * 2**depth // (2 * n))
-                weights[b, :, start * 2 * n + n : (start + 1) * 2 * n, start * 2 * n : start * 2 * n + n] = block
-        weights = weights[:, :, :length, :length]
-    return dense_attention(q, k, v, scale=scale, causal=False, mask=weights.to(q.dtype).log(), return_lse=True)
 
 
 @dataclass(frozen=True)
@@ -269,7 +223,7 @@ class HyperAttention:
         if causal and q.shape[2] > k.shape[2]:
             raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        draw = _Draw(self, q.shape[3], generator)
+        draw = Draw(self, q.shape[3], generator)
         if key_mask is None:
             return self._unpadded(q, k, v, scale, causal, draw)
         if key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool:
@@ -284,7 +238,7 @@ class HyperAttention:
         return out, lse
 
     def _unpadded(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, draw: _Draw
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, draw: Draw
     ) -> tuple[Tensor, Tensor]:
         past = k.shape[2] - q.shape[2]
         if not causal or q.shape[2] <= 1:
@@ -294,43 +248,45 @@ class HyperAttention:
             return out, lse
         return merge(out, lse, *self._unmasked(q, k[:, :, :past], v[:, :, :past], scale, draw))
 
-    def _causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: _Draw) -> tuple[Tensor, Tensor]:
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: Draw) -> tuple[Tensor, Tensor]:
         """Halve the sequence until its pieces are exact, then put them together, all pairs of a level at once.
 
         Zeros after the end make every half whole; causality hides them from all that is returned.
         """
-        length, depth = q.shape[2], self._depth(q.shape[2])
+        length, depth = q.shape[2], self.depth(q.shape[2])
         size = math.ceil(length / 2**depth)
-        q, k, v = (F.pad(x, (0, 0, 0, size * 2**depth - length)) for x in (q, k, v))
-        out, lse = trainable_attention(_pieces(q, size), _pieces(k, size), _pieces(v, size), scale, causal=True)
+        if size * 2**depth > length:
+            q, k, v = (F.pad(x, (0, 0, 0, size * 2**depth - length)) for x in (q, k, v))
+        out, lse = trainable_attention(pieces(q, size), pieces(k, size), pieces(v, size), scale, causal=True)
         for _ in range(depth):
-            later = _pieces(q, 2 * size)[:, :, size:]
-            keys, values = (_pieces(x, 2 * size)[:, :, :size] for x in (k, v))
+            later = pieces(q, 2 * size)[:, :, size:]
+            keys, values = (pieces(x, 2 * size)[:, :, :size] for x in (k, v))
             near, near_lse = merge(out[1::2], lse[1::2], *self._unmasked(later, keys, values, scale, draw))
             out, lse = torch.cat([out[::2], near], dim=2), torch.cat([lse[::2], near_lse], dim=2)
             size *= 2
         return out[:, :, :length], lse[:, :, :length]
 
-    def _unmasked(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: _Draw) -> tuple[Tensor, Tensor]:
-        if self._exact(q.shape[2], k.shape[2]):
+    def _unmasked(self, q: Tensor, k: Tensor, v: Tensor, scale: float, draw: Draw) -> tuple[Tensor, Tensor]:
+        if self.exact(q.shape[2], k.shape[2]):
             return trainable_attention(q, k, v, scale)
         drawn = draw.directions, draw.samples(k)
         return block_sample_attention(q, k, v, *drawn, block_size=self.block_size, scale=scale)
 
-    def _exact(self, queries: int, keys: int) -> bool:
+    def exact(self, queries: int, keys: int) -> bool:
+        """Return whether so many queries look at so many keys exactly, without a mask."""
         return queries < self.min_seq_len or keys <= self.block_size + self.sample_size
 
-    def _depth(self, length: int) -> int:
+    def depth(self, length: int) -> int:
         """Return how often a causal sequence is halved: as long as one half's view of the other is estimated."""
         half = math.ceil(length / 2)
-        return 0 if self._exact(half, half) else 1 + self._depth(half)
+        return 0 if self.exact(half, half) else 1 + self.depth(half)
 
     def score_entries(self, length: int, *, causal: bool = True) -> int:
         """Return how many scores a head computes for `length` queries and keys; dense: n^2, or n (n + 1) / 2."""
         budget = self.block_size + self.sample_size
         if not causal:
-            return length * (length if self._exact(length, length) else budget)
-        depth = self._depth(length)
+            return length * (length if self.exact(length, length) else budget)
+        depth = self.depth(length)
         size = math.ceil(length / 2**depth)
         return 2**depth * size * (size + 1) // 2 + depth * 2**depth * size // 2 * budget
 
@@ -383,8 +339,14 @@ def _attention(
     return hyper(q, k, v, scale=scale, key_mask=key_mask)[0]
 
 
-class _Draw:
-    """What one call draws at random: directions (d, r) once, then samples (B, G, m) for each estimate."""
+class Draw:
+    """What one call draws at random: directions (d, r) once, then samples for each estimate.
+
+    Args:
+        hyper: the options.
+        width: d.
+        generator: where from; None takes the seed of the options.
+    """
 
     def __init__(self, hyper: HyperAttention, width: int, generator: torch.Generator | None = None) -> None:
         self.generator = torch.Generator().manual_seed(hyper.seed) if generator is None else generator
@@ -392,10 +354,11 @@ class _Draw:
         self.count = hyper.sample_size
 
     def samples(self, k: Tensor) -> Tensor:
+        """Return which keys of k (B, G, s, d) stand for all of them, (B, G, m)."""
         return torch.randint(k.shape[2], (*k.shape[:2], self.count), generator=self.generator).to(k.device)
 
 
-def _pieces(x: Tensor, size: int) -> Tensor:
+def pieces(x: Tensor, size: int) -> Tensor:
     """Cut (B, H, P size, d) into (B P, H, size, d)."""
     batch, heads, length, width = x.shape
     return x.reshape(batch, heads, length // size, size, width).transpose(1, 2).flatten(0, 1)
