@@ -28,7 +28,8 @@ HEAD = """# Reported beside measured
 Written by `python docs/reproduced.py` from the runs that `papers reproduce` made. A claim is *reproduced* if the paired
 difference over seeds says what it says, with its 95 % interval; *needs more seeds* if the interval is too wide to tell.
 Everything is at the scale of a laptop, and claims that did not reproduce at this scale stand among the others. Where an
-entry has fewer seeds than another, the seeds that both have are compared.
+entry has fewer seeds than another, the seeds that both have are compared. Each interval stands alone: of twenty claims
+about differences that are none, one is expected to look as if there were one.
 """
 
 SECTIONS: Sequence[tuple[str, str, dict[str, str | None]]] = [

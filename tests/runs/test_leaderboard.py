@@ -153,6 +153,7 @@ def test_scale_does_not_matter_when_the_margin_scales(pairs, scale):
 def test_the_baseline_against_itself_makes_no_difference(values):
     column = dict(enumerate(values))
     assert compare(column, column, UP) == (Estimate(0.0, 0.0), "no difference")
+    assert compare(column, column, replace(UP, margin=0.0))[1] == "no difference"
 
 
 @given(paired.filter(lambda pairs: len(pairs) >= 3))

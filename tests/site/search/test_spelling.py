@@ -30,7 +30,7 @@ def test_two_edits_only_in_long_words(sqlite_database):
 def test_fewer_edits_come_first_then_frequency(sqlite_database):
     near = speller(sqlite_database, "planning", "training", "training", "draining", "straining").near
     assert near("traning") == ["training"]
-    assert near("raining") == ["training", "draining", "straining"][: len(near("raining"))]
+    assert near("raining") == ["training", "draining"]
 
 
 def test_short_words_are_left_alone(sqlite_database):
