@@ -1,6 +1,7 @@
 """Click classifiers keep scikit-learn's contract, learn, survive a file, and export."""
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -129,6 +130,16 @@ def test_the_seed_decides_everything(data):
         ([0, 1], "X has 4 rows and y 2"),
         ([0.5, 0.25, 1.5, 1.0], "continuous"),
         (["yes", "no", None, "no"], "y has no label in row 2"),
+        (
+            pd.to_datetime(["2024-01-01", "2024-01-02"] * 2),
+            r"labels must be all text, .* there is np.datetime64\('2024",
+        ),
+        ([date(2024, 1, 1), date(2024, 1, 2)] * 2, r"there is datetime.date\(2024, 1, 1\)"),
+        (pd.to_timedelta([1, 2, 1, 2]), "there is np.timedelta64"),
+        (np.array(["a", 1, "a", 1], object), "there is 'a' among numbers"),
+        (np.array([True, False] * 2, object), "objects such as True; give .* y.astype"),
+        ([[0], [1], [0], [1], [0]], "X has 4 rows and y 5"),
+        (3, "y is 3; it must hold a label for each row of X"),
     ],
 )
 def test_bad_labels_are_named(y, message):
@@ -151,6 +162,33 @@ def test_bad_options_and_folders_are_named(tmp_path):
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(ValueError, match="holds no click model"):
         FMClassifier.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["no", "yes"]),
+        np.array(["no", "yes"], object),
+        np.array([False, True]),
+        np.array([2, 5], np.int8),
+        np.array([0.0, 1.0], np.float32),
+        pd.Categorical(["no", "yes"]),
+        pd.array([0, 1], "Int64"),
+        pd.array([False, True], "boolean"),
+        pd.array(["no", "yes"], "string"),
+    ],
+    ids=str,
+)
+def test_labels_come_back_from_folders_and_parquet_files(labels, tmp_path):
+    table, y = pd.DataFrame({"a": list("ab") * 20}), labels[np.arange(40) % 2]
+    table.assign(y=y).to_parquet(tmp_path / "log.parquet")
+    options = {"max_epochs": 1, "validation": 0, "random_state": 0}
+    for model in (FMClassifier(**options).fit(table, y), FMClassifier(**options).fit(tmp_path / "log.parquet", "y")):
+        model.save(tmp_path)
+        loaded = FMClassifier.load(tmp_path)
+        assert loaded.classes_.tolist() == model.classes_.tolist() == labels.tolist()
+        assert loaded.predict(table).tolist() == model.predict(table).tolist()
+        assert loaded.score(table, y) == model.score(table, y) > 0
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,14 @@ def test_bad_files_are_named(file, tmp_path):
 def test_labels_that_are_none_are_refused_as_in_a_table(tmp_path):
     table, y = impressions(200)
     path = tmp_path / "t.parquet"
-    for labels, message in ((y + 0.5, "continuous"), ([[int(v)] for v in y], "the labels are not single values")):
+    dates = pd.to_datetime("2024-01-01") + pd.to_timedelta(y, unit="D")
+    lists = [[int(v)] for v in y]
+    refused = (
+        (y + 0.5, "continuous"),
+        (lists, "the labels are not single"),
+        (dates, "text, or all whole numbers or bool"),
+    )
+    for labels, message in refused:
         table.assign(clicked=labels).to_parquet(path)
         with pytest.raises(ValueError, match=message):
             FMClassifier(**PLAN).fit(path, "clicked")

@@ -356,6 +356,7 @@ def test_bad_input_is_named():
         cardinality_aware_mi([1, 2], [0, 1], null="shft")
     for options, message in [
         ({"k": 0}, "k is 0"),
+        ({"k": "3"}, "k is '3'; it must be a whole number"),
         ({"method": "4mr"}, "Unknown method '4mr'"),
         ({"agg": "max"}, "Unknown agg 'max'"),
         ({"batch_size": 0}, "batch_size is 0"),

@@ -1,13 +1,16 @@
-"""Tables of any kind as pandas', and their columns as distinct values, numbers, or lists of values."""
+"""Tables of any kind as pandas', and their columns as distinct values, numbers, lists of values, or labels."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import column_or_1d
 
 INTEGERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64")
 SEPARATOR = "|"  # between the values of a multi or sequence column that holds text
@@ -94,6 +97,42 @@ def as_numbers(column: pd.Series) -> NDArray[np.float64]:
         row = int(beyond.argmax())
         raise ValueError(f"column {column.name!r} holds {numbers[row]:g} in row {row}, which is beyond float32's range")
     return numbers
+
+
+def labels_of(y: ArrayLike) -> NDArray[Any]:
+    """Return labels (N,) of any array or column: whole numbers and booleans stay so, in pandas' own types too.
+
+    Raises:
+        ValueError: more than one column, a missing label, or as `check_labels`.
+    """
+    if pd.api.types.is_extension_array_dtype(getattr(y, "dtype", None)):  # scikit-learn makes floats of some
+        y = pd.Series(np.asarray(y, object)).infer_objects().to_numpy()
+    labels = column_or_1d(y, warn=True)
+    missing = pd.isna(labels)
+    if missing.any():
+        raise ValueError(f"y has no label in row {int(missing.argmax())}")
+    try:
+        check_labels(pd.unique(labels))
+    except TypeError as error:
+        raise ValueError(f"the labels are not single values: {error}") from error
+    if labels.dtype == object and len(labels) and not isinstance(labels[0], str):  # no metric would take them
+        raise ValueError(f"Unknown label type: objects such as {labels[0]!r}; give y.astype(int) or y.astype(bool)")
+    return labels
+
+
+def check_labels(labels: Iterable[Any]) -> None:
+    """Refuse labels that have no order, or that a saved model could not hold, such as dates.
+
+    Raises:
+        ValueError: labels that are neither all text nor all numbers or booleans; names one.
+    """
+    held = list(labels)
+    text = [label for label in held if isinstance(label, str)]
+    others = [x for x in held if not isinstance(x, (str, Real, np.bool_)) or isinstance(x, np.timedelta64)]
+    if others or 0 < len(text) < len(held):
+        odd = repr(others[0]) if others else f"{text[0]!r} among numbers"
+        allowed = "labels must be all text, or all whole numbers or booleans"
+        raise ValueError(f"Unknown label type: {allowed}; there is {odd}")
 
 
 def flattened(column: pd.Series) -> tuple[NDArray[np.int64], pd.Series]:

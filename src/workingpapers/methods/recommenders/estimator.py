@@ -17,11 +17,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from workingpapers.errors import first_line
-from workingpapers.methods.recommenders.columns import from_arrow
+from workingpapers.methods.recommenders.columns import from_arrow, labels_of
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding
 from workingpapers.methods.recommenders.options import MergedOptions, as_json, check_options
 from workingpapers.methods.recommenders.schema import Rows, Schema
@@ -132,10 +132,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         if isinstance(y, str):
             raise ValueError(f"y is {y!r}, which names a column only where X is a path; give the labels themselves")
         table = self._table(X, y, reset=True)
-        labels = column_or_1d(y, warn=True)
-        missing = pd.isna(labels)
-        if missing.any():
-            raise ValueError(f"y has no label in row {int(missing.argmax())}")
+        labels = labels_of(y)
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
         self._check_classes()
@@ -232,8 +229,10 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         if isinstance(X, pd.DataFrame) and not reset:
             return X  # the schema says what is missing
         if isinstance(X, pd.DataFrame):
-            if y is None or len(X) != len(y):
-                raise ValueError(f"X has {len(X)} rows and y {0 if y is None else len(y)}; they must agree")
+            if not hasattr(y, "__len__") or not np.ndim(y):
+                raise ValueError(f"y is {y!r}; it must hold a label for each row of X")
+            if len(X) != len(y):
+                raise ValueError(f"X has {len(X)} rows and y {len(y)}; they must agree")
             self.n_features_in_ = X.shape[1]
             self.feature_names_in_ = np.asarray(X.columns, dtype=object)
             return X

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workingpapers.methods.recommenders.columns import from_arrow
+from workingpapers.methods.recommenders.columns import check_labels, from_arrow
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
 ROWS = 131_072  # that are read at a time
@@ -82,7 +82,12 @@ class Labels:
             yield table
 
     def classes(self) -> NDArray[Any]:
-        """Return the labels there are, sorted."""
+        """Return the labels there are, sorted.
+
+        Raises:
+            ValueError: as `check_labels`.
+        """
+        check_labels(self.seen)
         return np.unique(np.array(list(self.seen)))
 
 
