@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from datetime import date
@@ -67,7 +68,7 @@ def test_what_came_is_counted(database):
     heard = []
     (outcome,) = sync(database, [Scripted(3)], listen=lambda it: heard.append((it.done, it.total)))
     assert outcome == Outcome("scripted", new=3, malformed=3, problems=["one"] * 3, done=3, total=3)
-    assert heard == [(1, 3), (2, 3), (3, 3)]
+    assert heard == [(0, None), (1, 3), (2, 3), (3, 3)]
     with database.connect() as connection:
         assert connection.execute(select(syncs.c.source, syncs.c.cursor)).all() == [("scripted", {"at": 3})]
 
@@ -84,6 +85,22 @@ def test_a_source_that_fails_keeps_what_came_and_the_others(sqlite_database):
 def test_many_problems_are_counted_and_some_kept(sqlite_database):
     (outcome,) = sync(sqlite_database, [Scripted(30)])
     assert (outcome.malformed, len(outcome.problems)) == (30, 20)
+
+
+def test_ctrl_c_waits_for_no_answer(sqlite_database):
+    answered = threading.Event()
+
+    class Slow(Scripted):
+        def batches(self, cursor):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            answered.wait(10)
+            yield from super().batches(cursor)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        sync(sqlite_database, [Slow(1)])
+    assert time.monotonic() - begin < 5
+    answered.set()
 
 
 def corpus(folder, number=3000):
@@ -116,7 +133,7 @@ from pathlib import Path
 from workingpapers.site.database import open_database
 from workingpapers.site.sources.files import File
 from workingpapers.site.sync import sync
-sync(open_database(sys.argv[1]), [File(Path(sys.argv[2]), size=20)], listen=lambda _: print("batch", flush=True))
+sync(open_database(sys.argv[1]), [File(Path(sys.argv[2]), size=20)], listen=lambda it: it.done and print("batch", flush=True))
 """
 
 

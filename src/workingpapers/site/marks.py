@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Table, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError
 from workingpapers.site import trending
+from workingpapers.site.database import inserting
 from workingpapers.site.schema import library, papers, searches, tags, votes
 from workingpapers.site.search.query import plain
 
@@ -44,7 +44,7 @@ class SavedSearch:
 
 def vote(connection: Connection, user: int, paper: int, now: float) -> None:
     """Give a paper a person's vote, if they have not voted for it."""
-    row = _insert(connection, votes).values(user_id=user, paper_id=paper, at=now).on_conflict_do_nothing()
+    row = inserting(connection, votes).values(user_id=user, paper_id=paper, at=now).on_conflict_do_nothing()
     if connection.execute(row.returning(votes.c.paper_id)).one_or_none():
         _count_vote(connection, paper, 1, now)
 
@@ -83,7 +83,7 @@ def add_tag(connection: Connection, user: int, paper: int, text: str) -> str:
         return tag
     _bound(connection, tags, same, MOST_TAGS_ON_A_PAPER, "tags on this paper")
     _bound(connection, tags, mine, MOST_TAGGED, "tags in all")
-    row = _insert(connection, tags).values(user_id=user, paper_id=paper, tag=tag)
+    row = inserting(connection, tags).values(user_id=user, paper_id=paper, tag=tag)
     connection.execute(row.on_conflict_do_nothing())
     return tag
 
@@ -112,7 +112,7 @@ def keep(connection: Connection, user: int, paper: int, now: float, *, read: boo
         is None
     ):
         _bound(connection, library, library.c.user_id == user, MOST_KEPT, "papers in your library")
-        row = _insert(connection, library).values(user_id=user, paper_id=paper, read=read, at=now)
+        row = inserting(connection, library).values(user_id=user, paper_id=paper, read=read, at=now)
         connection.execute(row.on_conflict_do_update(index_elements=["user_id", "paper_id"], set_={"read": read}))
 
 
@@ -172,7 +172,7 @@ def save_search(connection: Connection, user: int, query: str, now: float, *, al
     mine = searches.c.user_id == user
     if not connection.execute(select(searches.c.id).where(mine, searches.c.query == query)).one_or_none():
         _bound(connection, searches, mine, MOST_SEARCHES, "saved searches")
-    row = _insert(connection, searches).values(user_id=user, query=query, alert=alert, created=now)
+    row = inserting(connection, searches).values(user_id=user, query=query, alert=alert, created=now)
     connection.execute(row.on_conflict_do_update(index_elements=["user_id", "query"], set_={"alert": alert}))
 
 
@@ -202,8 +202,3 @@ def _bound(connection: Connection, table: Table, mine: object, most: int, what: 
 def _page(connection: Connection, ordered: object, counted: object) -> tuple[list[int], int]:
     ids = list(connection.execute(ordered).scalars())  # type: ignore[call-overload]
     return ids, connection.execute(counted).scalar_one()  # type: ignore[call-overload]
-
-
-def _insert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    """Return an insertion that knows what to do about rows that are there."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)

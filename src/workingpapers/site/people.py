@@ -14,10 +14,10 @@ from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import Connection, delete, func, insert, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError
 from workingpapers.site import marks, submissions, tokens
+from workingpapers.site.database import inserting
 from workingpapers.site.mail.message import clean_address, compose
 from workingpapers.site.mail.outbox import enqueue
 from workingpapers.site.schema import (
@@ -113,8 +113,7 @@ def sign_in(connection: Connection, settings: Settings, token: str, now: float) 
     address, go_on = read_link(settings, token, now)
     tokens.use_once(connection, token, now)
     connection.execute(delete(sessions).where(sessions.c.expires <= now))
-    adding = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    connection.execute(adding(users).values(email=address, created=now).on_conflict_do_nothing())
+    connection.execute(inserting(connection, users).values(email=address, created=now).on_conflict_do_nothing())
     number = connection.execute(select(users.c.id).where(users.c.email == address)).scalar_one()
     secret = secrets.token_urlsafe(32)
     session = {"digest": _digest(secret), "user_id": number, "expires": now + SESSION_AGE}
@@ -243,8 +242,7 @@ def pick(
         raise UserError("Only curators pick papers; who they are is set by whoever runs this page.")
     day = day_of(now).isoformat()
     if picked:
-        adding = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        row = adding(picks).values(day=day, paper_id=paper, user_id=user.id)
+        row = inserting(connection, picks).values(day=day, paper_id=paper, user_id=user.id)
         connection.execute(row.on_conflict_do_nothing())
     else:
         connection.execute(delete(picks).where(picks.c.day == day, picks.c.paper_id == paper))

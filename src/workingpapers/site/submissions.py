@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 
 from sqlalchemy import Connection, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError
+from workingpapers.site.database import inserting
 from workingpapers.site.normal import arxiv_id
 from workingpapers.site.schema import papers, syncs
 
@@ -90,8 +90,7 @@ def _queue(connection: Connection, *, lock: bool = False) -> dict[str, int | Non
 
 def _locked(connection: Connection, now: float) -> dict[str, int | None]:
     """Return the queue, which nobody else changes until this transaction ends."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    row = insert(syncs).values(source=_QUEUE, cursor=[], updated=now)
+    row = inserting(connection, syncs).values(source=_QUEUE, cursor=[], updated=now)
     connection.execute(row.on_conflict_do_nothing())
     return _queue(connection, lock=True)
 

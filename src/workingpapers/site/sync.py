@@ -7,19 +7,19 @@ there. Running it again changes nothing that has not changed at the source.
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError, unknown_name
-from workingpapers.site.database import writing
+from workingpapers.site.database import inserting, writing
 from workingpapers.site.records import add, count
 from workingpapers.site.schema import syncs
 from workingpapers.site.search.fulltext import ensure
@@ -73,7 +73,7 @@ def sync(
     Args:
         engine: the page's database.
         sources: in this order.
-        listen: told after every batch.
+        listen: told when a source begins, and after every batch.
     """
     ensure(engine)
     return [_sync_one(engine, source, listen) for source in sources]
@@ -84,24 +84,38 @@ def _sync_one(engine: Engine, source: Source, listen: Callable[[Outcome], None])
     with engine.connect() as connection:
         cursor = connection.execute(select(syncs.c.cursor).where(syncs.c.source == source.name)).scalar()
     batches = source.batches(cursor)
-    with ThreadPoolExecutor(1) as ahead:  # reads the next batch while this one is written
-        coming = ahead.submit(next, batches, None)
-        while True:
-            try:
-                batch = coming.result()
-            except UserError as error:
-                outcome.error = str(error)
-                return outcome
-            if batch is None:
-                return outcome
-            coming = ahead.submit(next, batches, None)
-            with _uncollected(), writing(engine) as connection:
-                if engine.dialect.name == "sqlite":  # room for the indexes, into which new papers go everywhere
-                    connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}")
-                    connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
-                _take_in(connection, batch, outcome, time.time())
-                _keep(connection, source.name, batch.cursor, time.time())
-            listen(outcome)
+    listen(outcome)
+    coming = _ahead(batches)
+    while True:
+        try:
+            batch = coming.result()
+        except UserError as error:
+            outcome.error = str(error)
+            return outcome
+        if batch is None:
+            return outcome
+        coming = _ahead(batches)  # is read while this one is written
+        with _uncollected(), writing(engine) as connection:
+            if engine.dialect.name == "sqlite":  # room for the indexes, into which new papers go everywhere
+                connection.exec_driver_sql(f"PRAGMA cache_size = -{_CACHE_KIB}")
+                connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT}")
+            _take_in(connection, batch, outcome, time.time())
+            _keep(connection, source.name, batch.cursor, time.time())
+        listen(outcome)
+
+
+def _ahead(batches: Iterator[Batch]) -> Future[Batch | None]:
+    """Begin to read the next batch, None after the last, on a thread that nothing waits for once Ctrl-C was pressed."""
+    coming: Future[Batch | None] = Future()
+
+    def read() -> None:
+        try:
+            coming.set_result(next(batches, None))
+        except BaseException as error:  # raised where the batch is asked for
+            coming.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    return coming
 
 
 @contextmanager
@@ -134,9 +148,8 @@ def _take_in(connection: Connection, batch: Batch, outcome: Outcome, now: float)
 
 
 def _keep(connection: Connection, source: str, cursor: Cursor, now: float) -> None:
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     values = {"cursor": cursor, "updated": now}
-    row = insert(syncs).values(source=source, **values)
+    row = inserting(connection, syncs).values(source=source, **values)
     connection.execute(row.on_conflict_do_update(index_elements=["source"], set_=values))
 
 

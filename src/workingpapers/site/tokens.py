@@ -15,9 +15,9 @@ from typing import Any
 
 from itsdangerous import BadData, URLSafeSerializer
 from sqlalchemy import Connection, delete
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError
+from workingpapers.site.database import inserting
 from workingpapers.site.schema import used_tokens
 from workingpapers.site.settings import Settings
 
@@ -74,9 +74,8 @@ def use_once(connection: Connection, token: str, now: float) -> None:
     Raises:
         UserError: it was used already.
     """
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     digest = hashlib.sha256(token.rpartition(".")[0].encode()).hexdigest()
-    row = insert(used_tokens).values(digest=digest, expires=now + REMEMBERED).on_conflict_do_nothing()
+    row = inserting(connection, used_tokens).values(digest=digest, expires=now + REMEMBERED).on_conflict_do_nothing()
     if connection.execute(row.returning(used_tokens.c.digest)).one_or_none() is None:
         raise UserError("This link was used already, and did what it is for. To do it again, ask for a new one.")
     connection.execute(delete(used_tokens).where(used_tokens.c.expires <= now))

@@ -65,6 +65,14 @@ def test_it_gives_up_and_says_why(client, server):
     assert len(server.asked) == 5
 
 
+def test_a_wait_is_told(server, passing):
+    server.in_turn(Answer(status=503), GOOD)
+    told = []
+    client = Client({}, local=[server.address], clock=passing.clock, sleep=passing.sleep, tell=told.append)
+    client.fetch(server.address, read_json)
+    assert told == ["127.0.0.1: status 503. It is asked again in 2 s."]
+
+
 @pytest.mark.parametrize("told", [lambda: "40", lambda: formatdate(time.time() + 40, usegmt=True)])
 def test_it_waits_as_long_as_it_is_told(client, server, passing, told):
     server.in_turn(Answer(status=429, headers={"Retry-After": told()}), GOOD)

@@ -19,7 +19,7 @@ from workingpapers.site.mail.outbox import LIMITS
 from workingpapers.site.schema import outbox, subscriptions
 from workingpapers.site.settings import Settings
 from workingpapers.site.web.app import create_app
-from workingpapers.site.web.subscribe import ASK_BURST
+from workingpapers.site.web.security import MAIL_BURST
 
 BROWSER = {"Sec-Fetch-Site": "same-origin"}
 FORM = {"email": "Ada@example.org", "frequency": "weekly", "topics": ["compression"], "queries": ["linear probe", ""]}
@@ -155,8 +155,10 @@ def test_an_address_gets_a_few_mails_and_the_answer_does_not_tell(app, browser):
 
 
 def test_one_client_causes_a_few_mails_whatever_the_recipients(app, browser):
-    answers = [browser.post("/subscribe", data=FORM | {"email": f"{n}@example.org"}) for n in range(int(ASK_BURST) + 1)]
-    assert [answer.status_code for answer in answers] == [303] * int(ASK_BURST) + [429]
+    answers = [
+        browser.post("/subscribe", data=FORM | {"email": f"{n}@example.org"}) for n in range(int(MAIL_BURST) + 1)
+    ]
+    assert [answer.status_code for answer in answers] == [303] * int(MAIL_BURST) + [429]
     assert int(answers[-1].headers["retry-after"]) > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def sync(sources: tuple[str, ...], database: str | None, since: str | None, no_e
 
     settings = load_settings(database=database)
     engine = open_database(settings.database)
-    chosen = named(sources, engine, Client(), since, day_of(time.time()))
+    chosen = named(sources, engine, Client(tell=terminal.say), since, day_of(time.time()))
     with writing(engine) as connection:
         add_catalogue(connection, Store(settings.store), time.time())
     with _Shown() as shown:
@@ -104,10 +105,14 @@ class _Shown:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         self._progress = Progress(*columns, console=terminal.errors, transient=True)
         self._tasks: dict[str, TaskID] = {}
-        self._begin = time.monotonic()
+        self._begin = threading.Timer(_QUIET, self._progress.start)  # also where nothing comes for a while
+        self._begin.daemon = True
+        if self._progress.console.is_terminal:
+            self._begin.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._begin.cancel()
         if self._progress.live.is_started:  # else it would leave an empty line
             self._progress.stop()
 
@@ -117,5 +122,3 @@ class _Shown:
         if task is None:
             task = self._tasks[name] = self._progress.add_task(name, total=None)
         self._progress.update(task, description=f"{name}  {words}", completed=done, total=total)
-        if time.monotonic() - self._begin > _QUIET and self._progress.console.is_terminal:
-            self._progress.start()

@@ -19,12 +19,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import Connection, RowMapping, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from workingpapers.errors import UserError, unknown_name
 from workingpapers.papers.topics import load_topics
 from workingpapers.papers.topics import topic as check_topic
 from workingpapers.site import tokens
+from workingpapers.site.database import inserting
 from workingpapers.site.mail.message import clean_address, compose
 from workingpapers.site.mail.outbox import enqueue
 from workingpapers.site.schema import outbox, subscriptions
@@ -127,8 +127,7 @@ def confirm(connection: Connection, settings: Settings, token: str, now: float) 
     address, wish = read_confirmation(settings, token, now)
     tokens.use_once(connection, token, now)
     values = _columns(wish) | {"state": "active", "confirmed": now}
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    made = insert(subscriptions).values(email=address, created=now, **values)
+    made = inserting(connection, subscriptions).values(email=address, created=now, **values)
     number = connection.execute(
         made.on_conflict_do_update(index_elements=["email"], set_=values).returning(subscriptions.c.id)
     ).scalar_one()

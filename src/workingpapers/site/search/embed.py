@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine, and_, func, select
 
-from workingpapers.site.database import writing
+from workingpapers.site.database import inserting, writing
 from workingpapers.site.schema import embeddings, papers
 from workingpapers.site.search.encoder import MODEL, Encoder, digest, embedded_text, make_encoder
 
@@ -64,20 +64,16 @@ def _embed(engine: Engine, encoder: Encoder, texts: dict[int, str]) -> None:
     """Embed texts and commit."""
     import numpy as np
 
-    if engine.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert
-    else:
-        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]
     vectors = encoder.encode(list(texts.values())).astype(np.float16)
     rows = [
         {"paper_id": number, "model": MODEL, "digest": digest(text), "vector": vector.tobytes()}
         for (number, text), vector in zip(texts.items(), vectors, strict=True)
     ]
-    put = insert(embeddings)
-    put = put.on_conflict_do_update(
-        index_elements=["paper_id"], set_={name: put.excluded[name] for name in ("model", "digest", "vector")}
-    )
     with writing(engine) as connection:
+        put = inserting(connection, embeddings)
+        put = put.on_conflict_do_update(
+            index_elements=["paper_id"], set_={name: put.excluded[name] for name in ("model", "digest", "vector")}
+        )
         # Papers that were deleted in the meantime would break the foreign key.
         there = set(connection.execute(select(papers.c.id).where(papers.c.id.in_(texts))).scalars())
         if kept := [row for row in rows if row["paper_id"] in there]:

@@ -82,6 +82,7 @@ class Client:
         deadline: seconds that one answer may take.
         largest: bytes that one answer may have.
         clock, sleep: what time is told by.
+        tell: called with a sentence before a request is tried again.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Client:
         largest: int = 32 * 1024 * 1024,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self._pauses = dict(pauses)
         self._local = frozenset(local)
@@ -104,6 +106,7 @@ class Client:
         self._largest = largest
         self._clock = clock
         self._sleep = sleep
+        self._tell = tell
         self._turn: dict[str, float] = {}  # when a host may be asked next
         self._tls = ssl.create_default_context()
 
@@ -140,6 +143,7 @@ class Client:
             if wait > _LONGEST_WAIT:
                 raise SourceError(f"{host} asks to wait {wait / 60:.0f} minutes. The same command goes on from here.")
             if attempt < self._tries:
+                self._tell(f"{host}: {problem}. It is asked again in {wait:.0f} s.")
                 self._sleep(wait)
         raise SourceError(
             f"{host} gave no usable answer in {self._tries} tries; the last: {problem}. "

@@ -15,19 +15,17 @@ from workingpapers.site import marks, people
 from workingpapers.site.database import writing
 from workingpapers.site.mail.message import clean_address
 from workingpapers.site.papers import by_ids
-from workingpapers.site.recommend import Recommender
 from workingpapers.site.schema import subscriptions
 from workingpapers.site.trending import day_of
 from workingpapers.site.web import deeds
 from workingpapers.site.web.render import page
-from workingpapers.site.web.security import Buckets, client_address, safe_path
+from workingpapers.site.web.security import safe_path, slow_down
 from workingpapers.site.web.session import SignedIn, drop_cookie, go_on, recognise, session_secret, set_cookie
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(recognise)])
 router.include_router(deeds.router)
 
 SIZE = 20
-LINK_RATE, LINK_BURST = 1 / 120, 10.0  # mails a second and at once that one client can cause, whatever the recipients
 _LONGEST_TOKEN, _LONGEST_PATH = 4096, 500
 _NOT_KEPT = {"Cache-Control": "no-store"}
 
@@ -53,12 +51,7 @@ def send_link(
     """Send a link, and answer the same for every address."""
     state = request.app.state
     address = clean_address(email)
-    if not hasattr(state, "link_buckets"):
-        state.link_buckets = Buckets(LINK_RATE, LINK_BURST)
-    if wait := state.link_buckets.wait(client_address(request.scope, state.settings.proxies)):
-        seconds = int(wait) + 1
-        message = f"Too many links were asked for from here. Try again in {seconds} seconds."
-        raise HTTPException(429, message, {"Retry-After": str(seconds)})
+    slow_down(request, "links")
     with writing(state.engine) as connection:
         people.send_link(connection, state.settings, address, safe_path(go_to, "/me"), time.time())
     return page(request, "account/sent.html", email=address, minutes=int(people.LINK_AGE // 60))
@@ -193,8 +186,6 @@ def forget_search(request: Request, user: SignedIn, number: int) -> Response:
 def recommended(request: Request, user: SignedIn, tag: Annotated[str, Query(max_length=80)] = "") -> Response:
     """Answer with what a person's votes and tags recommend."""
     state = request.app.state
-    if not hasattr(state, "recommender"):
-        state.recommender = Recommender(state.engine)
     name = marks.clean_tag(tag) if tag else None
     with state.engine.connect() as connection:
         own = marks.tags_of(connection, user.id)

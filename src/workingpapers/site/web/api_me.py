@@ -16,7 +16,6 @@ from sqlalchemy import Connection, func, select
 from workingpapers.site import marks, people
 from workingpapers.site.database import writing
 from workingpapers.site.papers import by_ids, by_slug
-from workingpapers.site.recommend import Recommender
 from workingpapers.site.schema import votes
 from workingpapers.site.web.api_examples import PAPER
 from workingpapers.site.web.api_models import Paper
@@ -262,8 +261,6 @@ def recommended(
 ) -> Recommendations:
     """Return what one's votes and tags recommend, and why."""
     state = request.app.state
-    if not hasattr(state, "recommender"):
-        state.recommender = Recommender(state.engine)
     found = state.recommender.recommend(user.id, marks.clean_tag(tag) if tag else None)
     address = state.settings.address
     items = [RecommendedPaper(paper=Paper.of(row.paper, address), terms=list(row.terms)) for row in found.rows]

@@ -23,6 +23,7 @@ from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.store import Store
 from workingpapers.site.catalogue import add_catalogue
 from workingpapers.site.database import open_database, writing
+from workingpapers.site.recommend import Recommender
 from workingpapers.site.schema import papers
 from workingpapers.site.search.engine import Searcher
 from workingpapers.site.settings import Settings
@@ -32,7 +33,7 @@ from workingpapers.site.web.given import Given
 from workingpapers.site.web.measured import Measured
 from workingpapers.site.web.refusal import wrong_value
 from workingpapers.site.web.render import compile_templates, problem
-from workingpapers.site.web.security import Limits, ResponseHeaders, SameOrigin
+from workingpapers.site.web.security import MAIL_BURST, MAIL_RATE, Buckets, Limits, ResponseHeaders, SameOrigin
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the application; its database is opened, and closed when the server stops.
 
     Routes find what they share in `request.app.state`: settings, engine (of the page's database), store (of runs),
-    measured (what the store says, see `Measured.now`) and searcher.
+    measured (what the store says, see `Measured.now`), searcher, recommender, mails (how many each client caused, see
+    `slow_down`) and feed_changes.
 
     Raises:
         UserError: the database or the store cannot be opened.
@@ -64,6 +66,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.store = Store(settings.store)
     app.state.measured = Measured(app.state.store)
     app.state.searcher = Searcher(app.state.engine, settings)
+    app.state.recommender = Recommender(app.state.engine)
+    app.state.mails = Buckets(MAIL_RATE, MAIL_BURST)
+    app.state.feed_changes = feed_routes.Changes()
     for module in (static_files, find, pages, boards, account, subscribe, feed_routes, api):
         app.include_router(module.router)
     app.add_exception_handler(UserError, _user_error)

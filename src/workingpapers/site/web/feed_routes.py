@@ -101,8 +101,6 @@ def _answer(request: Request, kind: Format, title: str, page: str, found: list[P
     write, media = FORMATS[kind]
     description = f"{title}: what they report, beside what was measured."
     body = write(Feed(title, description, state.settings.address, page, path, found))
-    if not hasattr(state, "feed_changes"):
-        state.feed_changes = Changes()
     changed = state.feed_changes.at(path, body, time.time())
     headers = {"Last-Modified": formatdate(changed, usegmt=True), "Cache-Control": "public, max-age=300"}
     return Response(body, media_type=media, headers=headers)

@@ -36,6 +36,7 @@ MOST_ADDRESS = 16 * 1024  # characters of path and query; the longest search is 
 MOST_TIME = 20.0  # seconds that a request may take
 READ_RATE, READ_BURST = 50.0, 400.0  # requests a second and at once, per client
 WRITE_RATE, WRITE_BURST = 0.5, 30.0
+MAIL_RATE, MAIL_BURST = 1 / 120, 10.0  # mails a second and at once that one client can cause, whatever the recipients
 _MOST_CLIENTS = 50_000
 _HOST = re.compile(r"^https?://[^/]*")
 
@@ -169,6 +170,19 @@ class Buckets:
         if len(self._levels) > _MOST_CLIENTS:
             self._levels.popitem(last=False)
         return (1 - level) / self._rate if short else 0.0
+
+
+def slow_down(request: Request, what: str) -> None:
+    """Refuse to send more mails of a kind than one client may cause.
+
+    Raises:
+        HTTPException: 429.
+    """
+    state = request.app.state
+    if wait := state.mails.wait(f"{what} for {client_address(request.scope, state.settings.proxies)}"):
+        seconds = int(wait) + 1
+        message = f"Too many {what} were asked for from here. Try again in {seconds} seconds."
+        raise HTTPException(429, message, {"Retry-After": str(seconds)})
 
 
 class Limits:

@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, Form, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
 from workingpapers.errors import UserError
@@ -27,12 +27,11 @@ from workingpapers.site.mail.subscriptions import (
     read_wish,
 )
 from workingpapers.site.web.render import page
-from workingpapers.site.web.security import Buckets, client_address
+from workingpapers.site.web.security import slow_down
 from workingpapers.site.web.session import recognise
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(recognise)])
 
-ASK_RATE, ASK_BURST = 1 / 120, 10.0  # mails a second and at once that one client can cause, whatever the recipients
 _NOT_KEPT = {"Cache-Control": "no-store"}
 _PRIVATE = _NOT_KEPT | {"Referrer-Policy": "no-referrer"}  # the address of the page has a token
 
@@ -70,7 +69,7 @@ def ask(
     except UserError as error:
         typed = Wish(frequency, tuple(topics), tuple(queries))
         return _form(request, typed, email=email, problem=str(error), status=400)
-    _slow_down(request)
+    slow_down(request, "confirmations")
     with writing(state.engine) as connection:
         subscriptions.ask(connection, state.settings, email, wish, time.time())
     return RedirectResponse("/subscribe/sent", 303)
@@ -164,18 +163,3 @@ def _choices(wish: Wish) -> dict[str, Any]:
     tree = load_topics()
     limits = {"most_topics": MOST_TOPICS, "most_queries": MOST_QUERIES, "longest_query": LONGEST_QUERY}
     return {"wish": wish, "frequencies": FREQUENCIES, "tree": tree, **limits}
-
-
-def _slow_down(request: Request) -> None:
-    """Refuse to send more mails than one client may cause.
-
-    Raises:
-        HTTPException: 429.
-    """
-    state = request.app.state
-    if not hasattr(state, "ask_buckets"):
-        state.ask_buckets = Buckets(ASK_RATE, ASK_BURST)
-    if wait := state.ask_buckets.wait(client_address(request.scope, state.settings.proxies)):
-        seconds = int(wait) + 1
-        message = f"Too many confirmations were asked for from here. Try again in {seconds} seconds."
-        raise HTTPException(429, message, {"Retry-After": str(seconds)})
