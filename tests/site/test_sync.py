@@ -133,7 +133,8 @@ from pathlib import Path
 from workingpapers.site.database import open_database
 from workingpapers.site.sources.files import File
 from workingpapers.site.sync import sync
-sync(open_database(sys.argv[1]), [File(Path(sys.argv[2]), size=20)], listen=lambda it: it.done and print("batch", flush=True))
+listen = lambda it: it.done and print("batch", flush=True)
+sync(open_database(sys.argv[1]), [File(Path(sys.argv[2]), size=20)], listen=listen)
 """
 
 
