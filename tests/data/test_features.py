@@ -215,7 +215,7 @@ def test_the_bar_shows_on_stderr_and_only_when_it_takes_long(monkeypatch, capsys
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
     extract(pictures(), backbone(), pooled(16))
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr("workingpapers.data.progress.PATIENCE", -1.0)
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
     extract(pictures(), backbone(), pooled(20))
     out, err = capsys.readouterr()
     assert out == ""
@@ -278,6 +278,6 @@ def test_levels_are_split_where_they_were_joined():
 
 
 def test_a_pipe_gets_no_progress(capfd, monkeypatch):
-    monkeypatch.setattr("workingpapers.data.progress.PATIENCE", -1)
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1)
     extract(pictures(), backbone(), pooled(16))
     assert capfd.readouterr().err == ""

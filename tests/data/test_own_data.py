@@ -613,7 +613,7 @@ def test_a_broken_image_is_told_without_addresses_in_memory(tmp_path, monkeypatc
 def test_a_folder_that_takes_long_to_look_at_says_how_far_it_is(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
-    monkeypatch.setattr("workingpapers.data.progress.PATIENCE", -1.0)
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
     load_dataset(str(folder))
     assert "looking at the images" in capsys.readouterr().err
     load_dataset(str(folder))

@@ -23,9 +23,9 @@ from torch import Tensor
 import workingpapers
 from workingpapers.data.cache import cached_array
 from workingpapers.data.images import Encoded, large_ones, picked
-from workingpapers.data.progress import Progress, counted
 from workingpapers.data.types import Backbone, LabelledData, View
 from workingpapers.errors import UserError
+from workingpapers.progress import Progress, counted
 
 PIXELS_PER_BATCH = 2_000_000  # 40 images of 224 px: under 1 GB of activations with the usual models
 MOST_READERS = 8  # images that are decoded at a time: a photograph takes 100 MB meanwhile

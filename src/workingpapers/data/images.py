@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from workingpapers.data.cache import cache_dir, explained, sync, temporary
-from workingpapers.data.progress import counted
 from workingpapers.data.types import Images
 from workingpapers.errors import UserError
+from workingpapers.progress import counted
 
 if TYPE_CHECKING:
     import numpy as np

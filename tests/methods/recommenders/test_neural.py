@@ -84,6 +84,13 @@ def test_the_last_item_of_a_history_is_validated_on_and_not_trained_on():
     assert [history.tolist() for history in seen] == [[0, 1, 2], [4, 5], [6]]
 
 
+def test_training_shows_how_far_it_is(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    Chain(max_epochs=2, random_state=0).fit(cycles())
+    assert "training, 2 epochs at most" in capsys.readouterr().err
+
+
 def test_histories_of_two_train_without_a_validation():
     model = Chain(max_epochs=2, random_state=0).fit(log_of([0, 1], [1, 2]))
     assert model.history_ == []

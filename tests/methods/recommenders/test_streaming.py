@@ -66,6 +66,13 @@ def test_with_validation_it_stops_early_and_predicts_from_files(file, tmp_path):
     assert set(model.predict(tmp_path / "held.parquet")) == {"no", "yes"}
 
 
+def test_reading_shows_how_far_it_is(file, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    assert sum(map(len, parquet_batches(file))) > 0
+    assert f"reading {file.name}" in capsys.readouterr().err
+
+
 def test_a_folder_of_files_is_one_table(file, tmp_path):
     whole, folder = pd.read_parquet(file), tmp_path / "parts"
     folder.mkdir()

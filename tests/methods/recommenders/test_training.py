@@ -27,6 +27,20 @@ def test_reaches_the_optimum_of_logistic_regression():
     np.testing.assert_allclose(model.layer.weight.detach().numpy(), peer.coef_, atol=5e-3)
 
 
+def test_training_shows_how_far_it_is_where_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    rows, y = numeric()
+    train(Logistic(3), rows, y, Plan(batch_size=100, max_epochs=3))
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    train(Logistic(3), rows, y, Plan(batch_size=100, max_epochs=3))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "training, 3 epochs at most" in err
+    assert "1200/1200" in err
+    assert "rows/s" in err
+
+
 def test_stops_early_and_keeps_the_best_epoch():
     table, labels = impressions(600)
     schema = Schema.fit([table], kinds=KINDS)

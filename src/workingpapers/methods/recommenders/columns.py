@@ -105,7 +105,7 @@ def labels_of(y: ArrayLike) -> NDArray[Any]:
     Raises:
         ValueError: more than one column, a missing label, or as `check_labels`.
     """
-    if pd.api.types.is_extension_array_dtype(getattr(y, "dtype", None)):  # scikit-learn makes floats of some
+    if isinstance(getattr(y, "dtype", None), pd.api.extensions.ExtensionDtype):  # scikit-learn makes floats of some
         y = pd.Series(np.asarray(y, object)).infer_objects().to_numpy()
     labels = column_or_1d(y, warn=True)
     missing = pd.isna(labels)
@@ -128,7 +128,7 @@ def check_labels(labels: Iterable[Any]) -> None:
     """
     held = list(labels)
     text = [label for label in held if isinstance(label, str)]
-    others = [x for x in held if not isinstance(x, (str, Real, np.bool_)) or isinstance(x, np.timedelta64)]
+    others = [x for x in held if isinstance(x, np.timedelta64) or not isinstance(x, (str, Real, np.bool_))]
     if others or 0 < len(text) < len(held):
         odd = repr(others[0]) if others else f"{text[0]!r} among numbers"
         allowed = "labels must be all text, or all whole numbers or booleans"

@@ -38,6 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from workingpapers.methods.recommenders.hllm_encoders import Items, whole_numbers
 from workingpapers.methods.recommenders.hllm_network import HLLMNetwork
 from workingpapers.methods.recommenders.options import check_types
+from workingpapers.methods.recommenders.training import training_progress
 
 FORMAT = "workingpapers hllm 1"
 
@@ -95,17 +96,19 @@ class HLLM(HLLMNetwork):
         generator = torch.Generator().manual_seed(seed)
         self.loss_history = []
         self.train()
-        for epoch in range(1, epochs + 1):
-            total, kept = 0.0, 0.0
-            for part in torch.split(torch.randperm(len(rows), generator=generator), int(batch_size)):
-                loss, logs = self._batch_loss(tokens, fixed, rows[part], [x[part] for x in extra], generator)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-                total, kept = total + float(loss.detach()) * len(part), kept + float(logs["negatives"])
-            self.loss_history.append(total / len(rows))
-            _check_epoch(epoch, total, kept, rows)
+        with training_progress(epochs, len(rows)) as told:
+            for epoch in range(1, epochs + 1):
+                total, kept = 0.0, 0.0
+                order = torch.randperm(len(rows), generator=generator)
+                for part in told(epoch - 1, torch.split(order, int(batch_size))):
+                    loss, logs = self._batch_loss(tokens, fixed, rows[part], [x[part] for x in extra], generator)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+                    schedule.step()
+                    total, kept = total + float(loss.detach()) * len(part), kept + float(logs["negatives"])
+                self.loss_history.append(total / len(rows))
+                _check_epoch(epoch, total, kept, rows)
         self.eval()
         return self._set_index(tokens if fixed is None else fixed)
 

@@ -31,7 +31,7 @@ from workingpapers.methods.recommenders.sequences import (
     padded,
     windows,
 )
-from workingpapers.methods.recommenders.training import chosen_device, seeded
+from workingpapers.methods.recommenders.training import chosen_device, seeded, training_progress
 
 FORMAT = "workingpapers recommender 1"
 OPTION, LABEL = "options.", "item label"  # prefix of tensors that are options; column of the saved catalogue
@@ -133,23 +133,25 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         network = cast(Sequential, self.model_)
         optimizer = torch.optim.AdamW(self.model_.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         best, kept, self.history_ = -1.0, None, list[float]()
-        for epoch in range(self.max_epochs):
-            self.model_.train()
-            for index in torch.split(torch.randperm(len(ids), device=ids.device), int(self.batch_size)):
-                loss = network.loss(ids[index], labels[index])
-                if not torch.isfinite(loss):
-                    raise ValueError(f"the loss of epoch {epoch + 1} is {loss.item()}; try a smaller learning_rate")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.model_.parameters(), self.clip)
-                optimizer.step()
-            if not split.histories:
-                continue
-            self.history_.append(ndcg_at(self.ranks(split.histories, split.targets), 10))
-            if self.history_[-1] > best:
-                best, kept, at = self.history_[-1], copy.deepcopy(self.model_.state_dict()), epoch
-            elif epoch - at >= self.patience:
-                break
+        with training_progress(self.max_epochs, len(ids)) as told:
+            for epoch in range(self.max_epochs):
+                self.model_.train()
+                order = torch.randperm(len(ids), device=ids.device)
+                for index in told(epoch, torch.split(order, int(self.batch_size))):
+                    loss = network.loss(ids[index], labels[index])
+                    if not torch.isfinite(loss):
+                        raise ValueError(f"the loss of epoch {epoch + 1} is {loss.item()}; try a smaller learning_rate")
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    nn.utils.clip_grad_norm_(self.model_.parameters(), self.clip)
+                    optimizer.step()
+                if not split.histories:
+                    continue
+                self.history_.append(ndcg_at(self.ranks(split.histories, split.targets), 10))
+                if self.history_[-1] > best:
+                    best, kept, at = self.history_[-1], copy.deepcopy(self.model_.state_dict()), epoch
+                elif epoch - at >= self.patience:
+                    break
         if kept is not None:
             self.model_.load_state_dict(kept)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from workingpapers.methods.recommenders.columns import check_labels, from_arrow
 from workingpapers.methods.recommenders.schema import Rows, Schema
+from workingpapers.progress import counted, watched
 
 ROWS = 131_072  # that are read at a time
 
@@ -36,16 +37,20 @@ def parquet_batches(path: str | Path) -> Iterator[pd.DataFrame]:
     files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         raise ValueError(f"{path} is neither a Parquet file nor a folder that holds some")
-    empty = True
-    for file in files:
-        try:
-            with parquet.ParquetFile(file) as held:
-                for batch in held.iter_batches(ROWS):
-                    empty = empty and not len(batch)
-                    yield from_arrow(batch)
-        except (OSError, pa.ArrowException) as error:
-            raise ValueError(f"{file} cannot be read, it may be cut off or damaged: {error}") from error
-    if empty:
+    done = total = 0
+    try:
+        for file in files:
+            total += parquet.read_metadata(file).num_rows
+        with counted(watched(), total, f"reading {place.name}", "rows") as report:
+            for file in files:
+                with parquet.ParquetFile(file) as held:
+                    for batch in held.iter_batches(ROWS):
+                        yield from_arrow(batch)
+                        done += len(batch)
+                        report(done)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{file} cannot be read, it may be cut off or damaged: {error}") from error
+    if not done:
         raise ValueError(f"{path} holds no rows")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
@@ -21,6 +21,7 @@ from workingpapers.errors import first_line
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.schema import Rows
 from workingpapers.methods.tables.common import Table
+from workingpapers.progress import counted, watched
 
 _DRAWING = RLock()
 BLOCK, MIXED = 65_536, 1_048_576  # rows that are read together, and that are shuffled together
@@ -131,6 +132,26 @@ def shuffled(rows: int, batch_size: int, generator: torch.Generator) -> Iterator
         yield left
 
 
+@contextmanager
+def training_progress(epochs: int, rows: int) -> Iterator[Callable[[int, Iterable[Tensor]], Iterator[Tensor]]]:
+    """Yield a function of an epoch and its batches, which yields the batches and shows how far training is.
+
+    Args:
+        epochs: at most.
+        rows: that the batches of an epoch hold.
+    """
+    with counted(watched(), epochs * rows, f"training, {epochs} epochs at most", "rows") as report:
+
+        def told(epoch: int, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+            done = epoch * rows
+            for batch in batches:
+                yield batch
+                done += len(batch)
+                report(done)
+
+        yield told
+
+
 def train(
     model: nn.Module,
     rows: Rows,
@@ -163,23 +184,25 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     history, best = History([], [], 0), (-np.inf, -np.inf)
     kept: dict[str, Any] | None = None
-    for epoch in range(plan.max_epochs):
-        if before_epoch is not None:
-            before_epoch(epoch)
-        mean = steps.epoch(rows, targets, shuffled(len(rows), int(plan.batch_size), generator))
-        if not np.isfinite(mean):
-            raise ValueError(f"the loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate")
-        history.loss.append(mean)
-        if valid is None:
-            history = History(history.loss, history.auc, epoch)
-            continue
-        reached = _reached(model, *valid)
-        history.auc.append(reached[0])
-        if reached > best:
-            best, kept = reached, copy.deepcopy(model.state_dict())
-            history = History(history.loss, history.auc, epoch)
-        elif epoch - history.best >= plan.patience:
-            break
+    with training_progress(plan.max_epochs, len(rows)) as told:
+        for epoch in range(plan.max_epochs):
+            if before_epoch is not None:
+                before_epoch(epoch)
+            batches = shuffled(len(rows), int(plan.batch_size), generator)
+            mean = steps.epoch(rows, targets, told(epoch, batches))
+            if not np.isfinite(mean):
+                raise ValueError(f"the loss of epoch {epoch + 1} is {mean}; try a smaller learning_rate")
+            history.loss.append(mean)
+            if valid is None:
+                history = History(history.loss, history.auc, epoch)
+                continue
+            reached = _reached(model, *valid)
+            history.auc.append(reached[0])
+            if reached > best:
+                best, kept = reached, copy.deepcopy(model.state_dict())
+                history = History(history.loss, history.auc, epoch)
+            elif epoch - history.best >= plan.patience:
+                break
     if kept is not None:
         model.load_state_dict(kept)
     model.eval()
