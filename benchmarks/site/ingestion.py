@@ -1,6 +1,6 @@
 """How fast papers come in: into the tables with the full-text index, and through the encoder.
 
-    python benchmarks/site/ingestion.py conference-papers.parquet [--embedded 1500] [--threads 1]
+    python benchmarks/site/ingestion.py conference-papers.parquet [--embedded 1500]
 
 All papers of the file are brought into a database of their own, as `papers sync` does; then some of them, drawn at
 random, are embedded there. The encoder is timed before and after that on the same texts in the same order and batches;
@@ -39,7 +39,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of bringing papers in.")
     parser.add_argument("file", type=Path, help="Parquet or JSONL")
     parser.add_argument("--embedded", type=int, default=1500, help="papers that are embedded; 0 skips it")
-    parser.add_argument("--threads", type=int, default=1, help="of the encoder")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         engine = open_database(f"sqlite:///{folder}/site.sqlite")
@@ -58,7 +57,7 @@ def main() -> None:
             connection.execute(delete(papers).where(papers.c.id.not_in(kept)))
         with engine.connect() as connection:
             texts = [embedded_text(paper.title, paper.abstract) for paper in by_ids(connection, kept)]
-        encoder = make_encoder(given.threads)
+        encoder = make_encoder()
 
         def bare() -> None:
             for start in range(0, len(texts), AT_ONCE):
