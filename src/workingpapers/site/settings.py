@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -96,15 +98,18 @@ def _kept_secret() -> str:
     file = _folder() / "site.secret"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made:
-            made.write(secrets.token_urlsafe(48))
-    except FileExistsError:
-        pass
+        if not file.exists():
+            with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".secret-") as made:  # for its owner alone
+                made.write(secrets.token_urlsafe(48))
+                made.flush()
+                os.fsync(made.fileno())
+                with contextlib.suppress(FileExistsError):  # of two processes that come at once one makes it, whole
+                    os.link(made.name, file)
+        return file.read_text()
     except OSError as error:
         raise UserError(
             f"The page's secret cannot be kept in {file}: {error.strerror}. Set WORKINGPAPERS_SECRET."
         ) from error
-    return file.read_text()
 
 
 def _switch(name: str, default: str) -> bool:

@@ -1,13 +1,16 @@
 """The index of embeddings equals the table, whatever happened to either."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import delete, update
 from vectors_made import embed, nearest, unit
 
+from workingpapers.errors import UserError
 from workingpapers.site.database import writing
 from workingpapers.site.schema import embeddings
 from workingpapers.site.search.vectors import index_file, open_vectors, update_index
@@ -73,6 +76,18 @@ def test_an_index_that_is_replaced_meanwhile_costs_no_answer(sqlite_database):
     for ask in (lambda: vectors.similarities(unit(1)[0].astype(np.float32), ids), lambda: vectors.vector(ids[0])):
         vectors._index = old
         assert len(ask()) in (3, 384)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_an_index_that_cannot_be_written_is_told_and_leaves_nothing(sqlite_database):
+    embed(sqlite_database, unit(3))
+    file = index_file(sqlite_database)
+    made = file.with_name(f"{file.name}.{os.getpid()}")
+    made.symlink_to("/dev/full")
+    with pytest.raises(UserError, match="cannot be written to"):
+        update_index(sqlite_database)
+    assert not file.exists()
+    assert not made.is_symlink()
 
 
 def test_new_changed_and_deleted_vectors(database):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, select
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, first_line
 from workingpapers.site.schema import embeddings
 from workingpapers.site.search import pgvector
 from workingpapers.site.search.encoder import DIMENSIONS, MODEL, cache_folder
@@ -77,11 +77,13 @@ def update_index(engine: Engine) -> None:
         made = file.with_name(f"{file.name}.{os.getpid()}")
         try:
             index.save(str(made))
+            if made.stat().st_size != index.serialized_length:  # usearch does not notice that its last bytes are lost
+                raise OSError("its end is missing; is the disk full?")
             made.replace(file)
         finally:
             made.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"The index of embeddings cannot be written to {file}: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:  # the latter is usearch's, of a full disk too
+        raise UserError(f"The index of embeddings cannot be written to {file}: {first_line(error)}") from error
 
 
 class Vectors:
