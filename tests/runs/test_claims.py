@@ -290,6 +290,16 @@ def test_reproducing_runs_what_is_missing_and_no_more(tmp_path):
     assert f"\n{max(run.finished for run in before):.10}, up to 3 seeds" in text
 
 
+def test_markdown_names_every_machine_and_version():
+    first, *others = runs(2, 2, 2)
+    here, there = ({"processor": name, "cores": 2, "memory_gb": 8} for name in ("EPYC", "Xeon"))
+    had = [replace(first, hardware=here | {"gpu": "H100"}, versions={"torch": "2.12"})]
+    had += [replace(run, hardware=there, versions={"torch": "2.13"}) for run in others]
+    paper = card(check())
+    text = markdown([(paper, findings(paper, had))])
+    assert text.endswith("EPYC, 2 cores, 8 GiB, H100 and Xeon, 2 cores, 8 GiB; torch 2.12 and 2.13.")
+
+
 def test_settings_that_cannot_use_the_data_are_left_out(monkeypatch):
     def refuses(task, *, setting, data, **_):
         if setting in refused:

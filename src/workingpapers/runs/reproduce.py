@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workingpapers.errors import UserError, UserRemark
@@ -70,7 +70,7 @@ def _needs(card: Card, data: str | None) -> Iterable[tuple[str, str, str, list[s
 
 
 def markdown(found: Sequence[tuple[Card, list[Finding]]]) -> str:
-    """Return the findings in Markdown: a table for each paper, then date, hardware and versions of the runs."""
+    """Return the findings in Markdown: a table for each paper, then date, machines and versions of the runs."""
     from workingpapers.terminal import evidence, reported
 
     lines = []
@@ -82,12 +82,17 @@ def markdown(found: Sequence[tuple[Card, list[Finding]]]) -> str:
         lines.append("")
     runs = [run for _, items in found for finding in items if finding.board for run in finding.board.runs]
     if runs:
-        last = max(runs, key=lambda run: run.finished)
-        hardware = last.hardware
-        machine = f"{hardware.get('processor')}, {hardware.get('cores')} cores, {hardware.get('memory_gb')} GiB"
-        if hardware.get("gpu"):
-            machine += f", {hardware['gpu']}"
-        libraries = ", ".join(f"{name} {version}" for name, version in last.versions.items())
+        last = max(run.finished for run in runs)
         seeds = len({run.seed for run in runs})
-        lines.append(f"{last.finished:.10}, up to {seeds} seeds, {machine}; {libraries}.")
+        machines = dict.fromkeys(_machine(run.hardware) for run in runs)
+        versions: dict[str, dict[str, None]] = {}
+        for name, version in (pair for run in runs for pair in run.versions.items()):
+            versions.setdefault(name, {})[version] = None
+        libraries = ", ".join(f"{name} {' and '.join(had)}" for name, had in versions.items())
+        lines.append(f"{last:.10}, up to {seeds} seeds, {' and '.join(machines)}; {libraries}.")
     return "\n".join(lines)
+
+
+def _machine(hardware: Mapping[str, Any]) -> str:
+    gpu = f", {hardware['gpu']}" if hardware.get("gpu") else ""
+    return f"{hardware.get('processor')}, {hardware.get('cores')} cores, {hardware.get('memory_gb')} GiB{gpu}"

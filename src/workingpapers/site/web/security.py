@@ -148,7 +148,7 @@ def _origin(address: str) -> tuple[str, str, int | None]:
 
 
 class Buckets:
-    """A token bucket per name; the least recently used are forgotten, full ones first noticed as full.
+    """A token bucket per name; of too many the least recently used are forgotten.
 
     Args:
         rate: tokens a second.
