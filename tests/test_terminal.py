@@ -200,6 +200,13 @@ def test_a_leaderboard_says_what_it_compares(board):
         assert part in text
 
 
+def test_a_leaderboard_of_several_machines_says_so(monkeypatch):
+    monkeypatch.setattr(rank, "load_task", lambda name: demo.demo_task())
+    runs = [replace(demo.run("knn", seed), hardware={"processor": "EPYC", "gpu": seed * "H100"}) for seed in range(2)]
+    told = [terminal.describe(leaderboards(some)[0]).rpartition("· ")[2] for some in (runs[:1], runs)]
+    assert told == ["1 seed", "2 machines, whose times do not compare"]
+
+
 # --- cards ----------------------------------------------------------------------------------------------------------
 
 

@@ -271,6 +271,8 @@ def describe(board: Leaderboard) -> str:
     seeds = sorted({row.seeds for row in board.rows if row.seeds}) or [0]
     counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
     shared = f"data {at.data}{model} · {at.budget} budget · {counts} seed{'' if seeds[-1] == 1 else 's'}"
+    if len(board.machines) > 1:
+        shared += f" · {len(board.machines)} machines, whose times do not compare"
     return f"{at.task}, {at.setting}: {board.setting.title} · {shared}"
 
 

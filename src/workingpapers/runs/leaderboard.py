@@ -154,6 +154,11 @@ class Leaderboard:
         """The pre-trained model; "" where none was used: the data may be features that somebody computed already."""
         return self.conditions.model if any(run.model_fingerprint for run in self.runs) else ""
 
+    @property
+    def machines(self) -> set[str]:
+        """What the runs ran on; times on one do not compare with times on another."""
+        return {machine(run) for run in self.runs}
+
     def to_frame(self) -> DataFrame:
         """Return one row per entry: means, half widths of the 95 % intervals, difference, verdict and costs."""
         import pandas as pd
@@ -183,6 +188,11 @@ class Leaderboard:
 
     def _repr_html_(self) -> str:
         return str(self.to_frame().to_html(float_format="{:.3g}".format))
+
+
+def machine(run: Run) -> str:
+    """Return what a run ran on, in a few words: the accelerator if it had one, the processor otherwise."""
+    return str(run.hardware.get("gpu") or run.hardware.get("processor") or "unknown")
 
 
 def _no_formula(cell: object) -> object:

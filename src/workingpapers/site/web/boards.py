@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from workingpapers.runs.leaderboard import Leaderboard
 from workingpapers.runs.present import as_json, command, provenance
-from workingpapers.site.web.measured import Snapshot, find_board, fitting, machines
+from workingpapers.site.web.measured import Snapshot, find_board, fitting
 from workingpapers.site.web.render import or_missing, page
 from workingpapers.site.web.session import recognise
 from workingpapers.tasks.protocol import load_task
@@ -27,7 +27,7 @@ def boards(request: Request, task: Asked = "", data: Asked = "", hardware: Asked
     options = {
         "task": sorted({board.conditions.task for board in every}),
         "data": sorted({board.conditions.data for board in every}),
-        "hardware": sorted(machines(run for board in every for run in board.runs)),
+        "hardware": sorted({machine for board in every for machine in board.machines}),
     }
     found = fitting(snapshot, task=task, data=data, hardware=hardware)
     groups = [(load_task(name), [b for b in found if b.conditions.task == name]) for name in options["task"]]
@@ -72,7 +72,7 @@ def board_page(request: Request, name: str, hardware: Asked = "") -> Response:
         papers=snapshot.papers,
         plots=[] if hardware else snapshot.plots(name),
         command=command(board),
-        machines=sorted(machines(snapshot.boards[name].runs)),
+        machines=sorted(snapshot.boards[name].machines),
         narrowed={"hardware": hardware} if hardware else {},
         elsewhere=[
             other

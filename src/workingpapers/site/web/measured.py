@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workingpapers.errors import UserError, nearest, unknown_name
-from workingpapers.runs.leaderboard import Leaderboard, leaderboard
+from workingpapers.runs.leaderboard import Leaderboard, leaderboard, machine
 from workingpapers.runs.present import Assessed, all_boards, all_papers, permalink
-from workingpapers.runs.store import Run, Store
+from workingpapers.runs.store import Store
 
 if TYPE_CHECKING:
     from workingpapers.runs.plot import Plot
@@ -148,22 +148,12 @@ def find_board(snapshot: Snapshot, name: str, hardware: str = "") -> Leaderboard
         raise UserError(f"No leaderboard {name!r} here. {nearest(name, snapshot.boards)}")
     if not hardware:
         return board
-    ran = [run for run in board.runs if _machine(run) == hardware]
+    ran = [run for run in board.runs if machine(run) == hardware]
     if not ran:
-        raise UserError(f"Nothing on this leaderboard ran on {hardware!r}. {nearest(hardware, machines(board.runs))}")
+        raise UserError(f"Nothing on this leaderboard ran on {hardware!r}. {nearest(hardware, board.machines)}")
     return leaderboard(ran, board.conditions)
 
 
 def _names(board: Leaderboard) -> dict[str, set[str]]:
     at = board.conditions
-    return {"task": {at.task}, "setting": {at.setting}, "data set": {at.data}, "hardware": machines(board.runs)}
-
-
-def machines(ran: Iterable[Run]) -> set[str]:
-    """Return what runs ran on."""
-    return {_machine(run) for run in ran}
-
-
-def _machine(run: Run) -> str:
-    """Return what a run ran on, in a few words: the accelerator if it had one, the processor otherwise."""
-    return str(run.hardware.get("gpu") or run.hardware.get("processor") or "unknown")
+    return {"task": {at.task}, "setting": {at.setting}, "data set": {at.data}, "hardware": board.machines}
