@@ -254,6 +254,13 @@ def test_bad_options_are_named(options, message):
         FGCNNClassifier(**CHEAP | options).fit(table, y)
 
 
+def test_wide_and_narrow_recombinations_are_the_same(monkeypatch):
+    generator, e = double(20, 4)
+    narrow = generator.eval()(e)
+    monkeypatch.setattr("workingpapers.methods.recommenders.fgcnn.ORDINARY", 0)
+    torch.testing.assert_close(generator(e), narrow)
+
+
 @pytest.mark.parametrize("kind", [FeatureGenerator, DenseGenerator])
 def test_no_rows_make_no_features(kind):
     generator = FeatureGenerator(5, 4, (3, 2)).eval()

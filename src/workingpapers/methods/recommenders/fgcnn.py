@@ -31,6 +31,7 @@ from workingpapers.methods.recommenders.pooling import pool
 from workingpapers.methods.recommenders.schema import Rows, Schema
 
 G = TypeVar("G", bound=nn.Module)
+ORDINARY = 1024  # rows of a batch
 
 
 class FeatureGenerator(nn.Module):
@@ -107,8 +108,13 @@ def _convolved(block: nn.Module, x: Tensor, size: int) -> Tensor:
 
 
 def _recombined(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what a layer makes of flat maps, in the order in which they lie: its weights are fewer, so they move."""
+    """Return what a layer makes of flat maps (B, c, h, d), which lie in another order than its weights.
+
+    Weights are put into the order of the maps where they are fewer than the maps of an ordinary batch.
+    """
     linear = cast(nn.Linear, layer)
+    if linear.out_features > ORDINARY:
+        return F.linear(x.flatten(1), linear.weight, linear.bias)
     weight = linear.weight.view(-1, *x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
     return F.linear(x.permute(0, 2, 3, 1).flatten(1), weight, linear.bias)
 
