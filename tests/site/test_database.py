@@ -1,6 +1,7 @@
 """The page's database opens, migrates once, refuses what it can't read, and takes two writers."""
 
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy
@@ -17,6 +18,10 @@ def test_an_empty_database_gets_every_table(database):
     assert set(metadata.tables) <= set(inspect(database).get_table_names())
     with database.connect() as connection:
         assert connection.execute(text("SELECT version FROM site_schema")).scalars().all() == [len(MIGRATIONS)]
+
+
+def test_a_new_file_is_for_its_owner_alone(sqlite_database):
+    assert Path(sqlite_database.url.database).stat().st_mode & 0o077 == 0
 
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(database):

@@ -73,8 +73,8 @@ def open_database(url: str) -> Engine:
         place = make_url(url)
         if place.get_backend_name() not in ("sqlite", "postgresql"):
             raise UserError(f"The page keeps its data in SQLite or PostgreSQL; got {shown}.")
-        if place.get_backend_name() == "sqlite" and place.database:
-            Path(place.database).parent.mkdir(parents=True, exist_ok=True)
+        if place.get_backend_name() == "sqlite" and place.database and place.database != ":memory:":
+            _make_private(Path(place.database))
         engine = sqlalchemy.create_engine(
             place,
             pool_size=_POOL,
@@ -90,6 +90,13 @@ def open_database(url: str) -> Engine:
     except (SQLAlchemyError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
         raise UserError(f"The page's database {shown} cannot be opened: {str(error).splitlines()[0]}") from error
     return engine
+
+
+def _make_private(file: Path) -> None:
+    """Make a file that is not there, for its owner alone: the page's holds addresses, and links that sign people in."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.touch(mode=0o600)
 
 
 def writing(engine: Engine) -> Any:
