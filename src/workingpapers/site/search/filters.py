@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, func, select
@@ -64,6 +64,16 @@ class Filters:
 
     def __bool__(self) -> bool:
         return self != Filters()
+
+
+def read_filters(has: Iterable[str], **given: str) -> Filters:
+    """Return filters as addresses give them: "" does not filter, and a value of `has` may name several with commas.
+
+    Raises:
+        UserError: as `Filters`.
+    """
+    wanted = frozenset(name for part in has for name in part.split(",") if name)
+    return Filters(**{name: value or None for name, value in given.items()}, has=wanted)
 
 
 def conditions(dialect: str, filters: Filters, query: Query) -> list[ColumnElement[bool]]:

@@ -23,7 +23,7 @@ from workingpapers.site.papers import Paper as StoredPaper
 from workingpapers.site.papers import by_ids, by_slug
 from workingpapers.site.schema import papers
 from workingpapers.site.search.engine import MOST_PAGE, MOST_SIZE
-from workingpapers.site.search.filters import Filters
+from workingpapers.site.search.filters import read_filters
 from workingpapers.site.web import api_docs, api_hub, api_me
 from workingpapers.site.web.api_boards import Leaderboard, LeaderboardDetail, Leaderboards
 from workingpapers.site.web.api_examples import BOARD, HARDWARE, LIKE_PAPER, PAPER, TOPIC, answers
@@ -90,9 +90,7 @@ def search(
     size: Size = 20,
 ) -> Found:
     """Find papers by words and by meaning; without words, all that pass the filters, the latest first."""
-    given = {"topic": topic, "task": task, "year": year, "venue": venue, "standing": standing}
-    wanted = frozenset(name for part in has for name in part.split(",") if name)
-    filters = Filters(**{name: value or None for name, value in given.items()}, has=wanted)
+    filters = read_filters(has, topic=topic, task=task, year=year, venue=venue, standing=standing)
     state = request.app.state
     return Found.of(state.searcher.search(q, filters, sort, page, size), state.settings.address)
 

@@ -18,7 +18,7 @@ from workingpapers.site import trending
 from workingpapers.site.feeds import FORMATS, Feed
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import paper_topics, papers
-from workingpapers.site.search.filters import Filters
+from workingpapers.site.search.filters import read_filters
 from workingpapers.site.web.render import or_missing, query
 
 router = APIRouter(include_in_schema=False)
@@ -85,11 +85,10 @@ def of_search(
     standing: Word = "",
 ) -> Response:
     """Answer with the latest papers that a search finds; it takes what the page of searches takes."""
-    wanted = frozenset(name for part in has for name in part.split(",") if name)
     given = {"topic": topic, "task": task, "year": year, "venue": venue, "standing": standing}
-    filters = Filters(**{name: value or None for name, value in given.items()}, has=wanted)
+    filters = read_filters(has, **given)
     found = request.app.state.searcher.search(q, filters, sort="date", size=SIZE)
-    page = "/search" + query({"q": " ".join(q.split()), **given, "has": sorted(wanted)})
+    page = "/search" + query({"q": " ".join(q.split()), **given, "has": sorted(filters.has)})
     title = f"Papers on “{' '.join(q.split())}”" if q.strip() else "Latest papers"
     return _answer(request, kind, title, page, [hit.paper for hit in found.hits])
 

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.papers.topics import load_topics, path
 from workingpapers.site.search.engine import MOST_PAGE
-from workingpapers.site.search.filters import STANDINGS, Filters
+from workingpapers.site.search.filters import STANDINGS, read_filters
 from workingpapers.site.web.pages import SIZE, voted_of
 from workingpapers.site.web.render import page
 from workingpapers.site.web.session import recognise
@@ -35,17 +35,9 @@ def search(
     number: Annotated[int, Query(alias="page", ge=1, le=MOST_PAGE)] = 1,
 ) -> Response:
     """Answer with papers; with the form alone where nothing is looked for."""
-    wanted = frozenset(name for part in has for name in part.split(",") if name)
-    filters = Filters(
-        topic=topic or None,
-        task=task or None,
-        year=year or None,
-        venue=venue or None,
-        has=wanted,
-        standing=standing or None,
-    )
+    filters = read_filters(has, topic=topic, task=task, year=year, venue=venue, standing=standing)
     asked: dict[str, Any] = {"q": " ".join(q.split()), "topic": topic, "task": task, "year": year, "venue": venue}
-    asked |= {"has": sorted(wanted), "standing": standing, "sort": sort if sort != "relevance" else ""}
+    asked |= {"has": sorted(filters.has), "standing": standing, "sort": sort if sort != "relevance" else ""}
     state = request.app.state
     is_asked = bool(asked["q"] or filters or asked["sort"])
     found = state.searcher.search(asked["q"], filters, sort, number, SIZE) if is_asked else None
