@@ -397,11 +397,13 @@ def test_aged_decoding_in_a_model():
     layer, found, memory = common.attention_layers(model)[0], None, {}
     for t in range(40, 46):
         part = q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1]
-        out = attention(layer, *part, None, hip_memory=memory)[0].transpose(1, 2)
+        out = attention(layer, *part, None, hip_memory=memory, attention_prepared=True)[0].transpose(1, 2)
         found = found if (t - 40) % 4 else SMALL.search(*part[:2])
         torch.testing.assert_close(out, SMALL.attend(*part, found, age=(t - 40) % 4)[0])
     with pytest.raises(ValueError, match="k holds NaN"):
-        attention(layer, q[:, :, :1], k[:, :, :30] * torch.nan, v[:, :, :30], None, hip_memory={})
+        attention(
+            layer, q[:, :, :1], k[:, :, :30] * torch.nan, v[:, :, :30], None, hip_memory={}, attention_prepared=True
+        )
 
 
 @pytest.mark.parametrize("refresh_interval", [1, 8])

@@ -86,6 +86,51 @@ def test_a_copy_decodes_with_what_it_found_itself():
     assert len(found) == 2 * (1 + 1)  # of two layers: the prompt's, and one for five tokens
 
 
+def test_under_autocast_inputs_are_rounded_as_those_of_torch_and_sums_are_not():
+    def attention(q, k, v, *, scale, **kwargs):
+        assert not torch.is_autocast_enabled("cpu")
+        assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+        return common.dense_attention(q, k, v, scale=scale)
+
+    model, ids = tiny(), tokens(2, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = logits(model, ids)  # rotated queries and keys are float32, values bfloat16
+        ours = logits(common.apply(model, "dense", attention), ids)
+    torch.testing.assert_close(ours, expected, atol=0.01, rtol=0.01)  # bfloat16: 8 bits of logits of about 0.5
+
+
+@pytest.mark.parametrize("name", APPLY)
+def test_every_method_runs_under_autocast(name):
+    model, ids = APPLY[name](tiny()), tokens(2, 40)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert logits(model, ids).isfinite().all()
+
+
+def test_a_compiled_model_searches_as_it_does_otherwise():
+    model, ids = APPLY["minference"](tiny()), tokens(2, 40)
+    torch.compiler.reset()
+    with torch.no_grad():
+        found = torch.compile(model, backend="eager")(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    torch.testing.assert_close(found, logits(model, ids), atol=1e-5, rtol=1e-5)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", ["lm-infinite", "ring"])
+@torch.no_grad()
+def test_nothing_is_prepared_for_another_attention_that_was_set_since(name):
+    model, ids, options = tiny(attn_implementation="eager"), tokens(2, 40), {"max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(ids, **options)
+    APPLY[name](model).set_attn_implementation("eager")
+    assert torch.equal(model.generate(ids, **options), expected)
+
+
+@pytest.mark.parametrize("name", ["hip", "lm-infinite", "ring"])
+def test_models_that_hand_no_arguments_on_are_refused(name):
+    model = APPLY[name](tiny("Nemotron"))
+    with pytest.raises(ValueError, match="does not run in NemotronAttention, whose model does not hand arguments"):
+        logits(model, tokens(2, 40))
+
+
 @torch.no_grad()
 def test_the_model_inside_a_wrapper_is_restored():
     model, ids = tiny(), tokens(1, 6)

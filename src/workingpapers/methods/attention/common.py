@@ -223,16 +223,15 @@ def apply(model: Model, name: str, attention: Attention, *, prepare: Prepare | N
     Raises:
         ValueError: a model that `check_model` refuses, or one that already has a function of this package.
     """
-    from workingpapers.methods.attention.interface import Applied, Prepared
+    from workingpapers.methods.attention.interface import Applied
 
     check_model(model)
     if hasattr(model, _APPLIED):
         raise ValueError(f"the model already runs {getattr(model, _APPLIED).name!r}; call restore(model) first")
-    hook = None
+    names = tuple(inspect.signature(model.base_model.forward).parameters)
+    applied = Applied(name, attention, prepare, names, model.config._attn_implementation)
     if prepare is not None:
-        names = tuple(inspect.signature(model.base_model.forward).parameters)  # GPT-NeoX gives some without their names
-        hook = model.base_model.register_forward_pre_hook(Prepared(prepare, names), with_kwargs=True)
-    applied = Applied(name, attention, model.config._attn_implementation, hook)
+        applied.hook = model.base_model.register_forward_pre_hook(applied.before, with_kwargs=True)
     setattr(model, _APPLIED, applied)
     model.set_attn_implementation(applied.key)
     return model

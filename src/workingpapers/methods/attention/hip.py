@@ -360,6 +360,7 @@ def apply(model: Model, hip: HiPAttention | None = None, *, dense_layers: int = 
     return common.apply(model, "hip", attention, prepare=_Memory().prepare)
 
 
+@torch.compiler.disable  # tracing takes long and gains nothing
 def _attention(
     q: Tensor,
     k: Tensor,

@@ -321,6 +321,7 @@ def apply_hyper_attention(
     return common.apply(model, "hyper-attention", partial(_attention, chosen=chosen))
 
 
+@torch.compiler.disable  # tracing takes long and gains nothing
 def _attention(
     q: Tensor,
     k: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -16,28 +17,32 @@ from workingpapers.methods.attention.common import Attention, Prepare, check_inp
 
 # Arguments by which some models change scores or softmax in ways that the functions of this package do not know.
 _UNSUPPORTED = ("softcap", "position_bias", "s_aux", "head_mask", "sliding_window")
+_PREPARED = "attention_prepared"  # an argument that must reach the layers with those that `prepare` adds
 
 
 @dataclass
 class Applied:
-    """An attention function in a model: what `common.restore` needs to know, and what registers it.
+    """An attention function in a model: what `common.restore` needs to know, what registers it, and its hook.
 
     A model that was pickled brings it along, and thereby its function into the process that loads it.
 
     Args:
         name: what the method is called.
-        attention: the function.
+        attention, prepare: as `common.apply` takes them.
+        names: of the arguments of the base model, in order; some models give them by their places.
         replaced: the attention implementation that the model had before.
-        hook: of the forward passes, or None.
 
     Attributes:
+        hook: the handle of `before`, if there is something to prepare.
         key: under which the function is registered, in any process.
     """
 
     name: str
     attention: Attention
+    prepare: Prepare | None
+    names: tuple[str, ...]
     replaced: str
-    hook: torch.utils.hooks.RemovableHandle | None
+    hook: torch.utils.hooks.RemovableHandle | None = field(init=False, default=None)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,33 +56,20 @@ class Applied:
             self._register()
 
     def _register(self) -> None:
-        AttentionInterface.register(self.key, _as_transformers(self.name, self.attention))
+        AttentionInterface.register(self.key, self._attend)
         AttentionMaskInterface.register(self.key, _padding)
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A hook before each forward pass that gives `prepare` all arguments by name.
-
-    Args:
-        prepare: as `common.apply` takes it.
-        names: of the arguments that may come without.
-    """
-
-    prepare: Prepare
-    names: tuple[str, ...]
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def before(
+        self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments to use."""
-        return (), self.prepare(module, dict(zip(self.names, args, strict=False)) | kwargs)
+        """Return the arguments to use in a forward pass, those given if another attention was set in the meantime."""
+        if self.prepare is None or module.config._attn_implementation != self.key:
+            return args, kwargs
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        return (), {**self.prepare(module, given), _PREPARED: True}
 
-
-def _as_transformers(name: str, attention: Attention) -> Callable[..., tuple[Tensor, None]]:
-    """Wrap a function for the attention interface, whose output is (B, T_q, H_q, d) and no weights."""
-
-    def forward(
+    def _attend(
+        self,
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -87,21 +79,28 @@ def _as_transformers(name: str, attention: Attention) -> Callable[..., tuple[Ten
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
+        """Attend as transformers asks for it, with (B, T_q, H_q, d) as output and no weights."""
+        name, kind = self.name, type(module).__name__
         if dropout:
             raise ValueError(f"{name} has no attention dropout; got {dropout}: set config.attention_dropout to 0")
         refused = [k for k in _UNSUPPORTED if kwargs.pop(k, None) is not None]
         if refused:
-            raise ValueError(f"{name} does not support {', '.join(refused)} of {type(module).__name__}")
+            raise ValueError(f"{name} does not support {', '.join(refused)} of {kind}")
+        if kwargs.pop(_PREPARED, None) is None and self.prepare is not None:
+            raise ValueError(f"{name} does not run in {kind}, whose model does not hand arguments of its own on to it")
         if isinstance(attention_mask, str):
             raise ValueError(attention_mask)
         if attention_mask is not None and attention_mask.ndim != 2:
             raise ValueError(f"{name} takes a padding mask (B, T); got {tuple(attention_mask.shape)}")
-        check_inputs(query, key, value)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attention(query, key, value, scale=scale, key_mask=attention_mask, module=module, **kwargs)
+        device = query.device.type
+        mixed = torch.is_autocast_enabled(device)
+        if mixed:  # inputs are rounded as SDPA's are; what a function computes in float32 must not be
+            query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+        check_inputs(query, key, value)
+        with torch.autocast(device, enabled=False) if mixed else nullcontext():
+            out = self.attention(query, key, value, scale=scale, key_mask=attention_mask, module=module, **kwargs)
         return out.transpose(1, 2).contiguous(), None
-
-    return forward
 
 
 def _padding(

@@ -246,12 +246,12 @@ def apply(model: Model, *, n_local: int | None = None, n_global: int = 10, dista
     n_local = model.config.max_position_embeddings if n_local is None else n_local
     _check_options(n_local, n_global, n_local if distance_limit is None else distance_limit)
     frequencies(model)
+    attention = partial(_attention, n_local=n_local, n_global=n_global, distance_limit=distance_limit)
+    prepare = partial(_prepare, n_local=n_local, n_global=n_global)
+    return common.apply(model, "lm_infinite", attention, prepare=prepare)
 
-    sizes = {"n_local": n_local, "n_global": n_global}
-    attention = partial(_attention, distance_limit=distance_limit, **sizes)
-    return common.apply(model, "lm_infinite", attention, prepare=partial(_prepare, **sizes))
 
-
+@torch.compiler.disable  # tracing takes long and gains nothing
 def _attention(
     q: Tensor,
     k: Tensor,
@@ -296,8 +296,9 @@ def _prepared_cache(base: Any, kwargs: dict[str, Any], n_local: int, n_global: i
 
     mask = kwargs.get("attention_mask")
     cache = prepared(kwargs.get("cache"), base.config.num_hidden_layers, n_local, n_global)
-    padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all())
-    start = first_real(mask.bool()) if padded else None
+    start = None
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask.all()):
+        start = first_real(mask.bool())
     for layer in cache.layers:
         if isinstance(layer, LambdaLayer):
             layer.start = start

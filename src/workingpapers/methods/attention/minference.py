@@ -238,6 +238,7 @@ def apply(model: Model, choice: MInference) -> Model:
     return common.apply(model, "minference", partial(_attention, choice=choice))
 
 
+@torch.compiler.disable  # tracing takes long and gains nothing
 def _attention(
     q: Tensor,
     k: Tensor,

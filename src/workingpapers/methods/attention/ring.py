@@ -227,8 +227,8 @@ def apply(model: common.Model, *, group: Group = None, layout: Layout = "zigzag"
     Raises:
         ValueError: see `common.check_model`; while running, padding masks and decoding from a cache.
     """
-    ring = {"group": group, "layout": layout}
-    return common.apply(model, "ring", partial(_attention, chunk=chunk, **ring), prepare=partial(_prepare, **ring))
+    attention = partial(_attention, group=group, layout=layout, chunk=chunk)
+    return common.apply(model, "ring", attention, prepare=partial(_prepare, group=group, layout=layout))
 
 
 def _attention(
