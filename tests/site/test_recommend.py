@@ -8,7 +8,6 @@ import pytest
 from papers_made import made
 from sqlalchemy import delete, insert, select
 
-from workingpapers.errors import UserError
 from workingpapers.site import marks, recommend
 from workingpapers.site.database import writing
 from workingpapers.site.recommend import Recommender
@@ -169,17 +168,6 @@ def test_only_the_latest_papers_are_ranked(sqlite_database, monkeypatch):
     monkeypatch.setattr(recommend, "MOST_RECENT", len(latest))
     shown = [row.paper.id for row in Recommender(sqlite_database).recommend(1, now=NOW).rows]
     assert sorted(shown) == sorted(latest)
-
-
-def test_who_waits_too_long_is_told_to_come_back(planted_database, monkeypatch):
-    engine, ids = planted_database
-    with writing(engine) as connection:
-        marks.vote(connection, 1, ids["probing"][0], NOW)
-    monkeypatch.setattr(recommend, "_WAIT", 0.01)
-    recommender = Recommender(engine)
-    with recommender._fitting, pytest.raises(UserError, match="Try again in a minute"):
-        recommender.recommend(1, now=NOW)
-    assert recommender.recommend(1, now=NOW).rows
 
 
 def test_a_vector_of_another_model_is_never_mixed_in(sqlite_database):

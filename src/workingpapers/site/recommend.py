@@ -21,7 +21,6 @@ import hashlib
 import itertools
 import random
 import re
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from workingpapers.errors import UserError
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import embeddings, library, papers, tags, votes
 from workingpapers.site.search.encoder import MODEL
@@ -45,7 +43,6 @@ LIST_TERMS, PAPER_TERMS = 12, 4
 _AT_ONCE = 500  # ids in a statement
 _KEPT = 256  # lists that are kept
 _LIFETIME = 3600.0  # seconds, so that new papers come in
-_WAIT = 8.0  # seconds that a request waits for another one's fit
 _BREAK = re.compile(r"https?://\S+|[^\w\s-]+|\n")
 _WORD = re.compile(r"[^\W\d_][\w-]*\w")
 
@@ -76,7 +73,7 @@ class Recommendations:
 
 
 class Recommender:
-    """Fits, ranks and keeps lists; one fit at a time, so that it never takes the whole machine.
+    """Fits, ranks and keeps lists. A fit computes for a second or more: whoever serves many asks for one at a time.
 
     Args:
         engine: of the page's database.
@@ -85,7 +82,6 @@ class Recommender:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kept: OrderedDict[tuple[int, str | None], tuple[str, float, Recommendations]] = OrderedDict()
-        self._fitting = threading.Lock()
 
     def recommend(self, user: int, tag: str | None = None, now: float | None = None) -> Recommendations:
         """Return what is recommended to a person.
@@ -94,9 +90,6 @@ class Recommender:
             user: their id.
             tag: learn from the papers with this tag alone; None learns from all that they voted for or tagged.
             now: seconds since 1970; None for the clock's.
-
-        Raises:
-            UserError: too many others wait for theirs.
         """
         at = time.time() if now is None else now
         with self._engine.connect() as connection:
@@ -106,20 +99,13 @@ class Recommender:
         state = hashlib.sha256(repr((sorted(liked), sorted(seen))).encode()).hexdigest()
         if found := self._found(user, tag, state, at):
             return found
-        if not self._fitting.acquire(timeout=_WAIT):
-            raise UserError("Many people ask for recommendations just now. Try again in a minute.")
-        try:
-            if found := self._found(user, tag, state, at):
-                return found
-            with self._engine.connect() as connection:
-                made = _recommend(connection, liked, seen)
-            self._kept[user, tag] = (state, at, made)
-            self._kept.move_to_end((user, tag))
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return made
-        finally:
-            self._fitting.release()
+        with self._engine.connect() as connection:
+            made = _recommend(connection, liked, seen)
+        self._kept[user, tag] = (state, at, made)
+        self._kept.move_to_end((user, tag))
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return made
 
     def _found(self, user: int, tag: str | None, state: str, at: float) -> Recommendations | None:
         was, since, made = self._kept.get((user, tag), ("", 0.0, None))

@@ -1,5 +1,6 @@
 """Signing in by mail and everything under /me, as a browser without scripts does it."""
 
+import asyncio
 import email
 import email.policy
 import html
@@ -7,16 +8,19 @@ import re
 import threading
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
+from anyio import to_thread
 from fastapi.testclient import TestClient
 from papers_made import made
 from sqlalchemy import func, select
 
 from workingpapers.site.database import writing
 from workingpapers.site.people import SESSION_AGE
+from workingpapers.site.recommend import Recommendations
 from workingpapers.site.schema import library, outbox, papers, picks, searches, sessions, tags, users, votes
 from workingpapers.site.settings import Settings
-from workingpapers.site.web.app import create_app
+from workingpapers.site.web.app import THREADS, create_app
 
 BROWSER = {"Sec-Fetch-Site": "same-origin"}
 PAGES = [
@@ -330,6 +334,34 @@ def test_nothing_is_recommended_before_a_vote_and_a_note_says_so(reader):
     reader.post("/papers/paper-1/vote")
     assert "too new" in reader.get("/me/recommended").text
     assert reader.get("/me/recommended", params={"tag": "<b>"}).status_code == 400
+
+
+def test_lists_that_are_being_made_keep_nobody_else_waiting(app, reader):
+    made_now = threading.Event()
+
+    class Slow:
+        def recommend(self, user, tag):
+            made_now.wait(20)
+            return Recommendations(note="Made.")
+
+    async def rush():
+        to_thread.current_default_thread_limiter().total_tokens = THREADS  # as the server has it
+        options = {
+            "transport": httpx.ASGITransport(app),
+            "base_url": "http://testserver",
+            "cookies": dict(reader.cookies),
+        }
+        async with httpx.AsyncClient(**options) as client:
+            lists = [asyncio.create_task(client.get("/me/recommended")) for _ in range(THREADS + 1)]
+            await asyncio.sleep(0.2)
+            try:
+                other = await asyncio.wait_for(client.get("/topics"), 5)
+            finally:
+                made_now.set()
+            return other.status_code, {("Made." in (await one).text) for one in lists}
+
+    app.state.recommender = Slow()
+    assert asyncio.run(rush()) == (200, {True})
 
 
 def test_what_people_see_of_a_paper_is_escaped(app, reader):

@@ -6,6 +6,7 @@ import json
 import time
 from typing import Annotated, Any, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Form, HTTPException, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import select
@@ -183,8 +184,12 @@ def forget_search(request: Request, user: SignedIn, number: int) -> Response:
 
 
 @router.get("/me/recommended")
-def recommended(request: Request, user: SignedIn, tag: Annotated[str, Query(max_length=80)] = "") -> Response:
+async def recommended(request: Request, user: SignedIn, tag: Annotated[str, Query(max_length=80)] = "") -> Response:
     """Answer with what a person's votes and tags recommend."""
+    return await to_thread.run_sync(_recommended, request, user, tag, limiter=request.app.state.recommending)
+
+
+def _recommended(request: Request, user: people.User, tag: str) -> Response:
     state = request.app.state
     name = marks.clean_tag(tag) if tag else None
     with state.engine.connect() as connection:

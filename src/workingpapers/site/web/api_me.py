@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, func, select
@@ -252,7 +253,7 @@ def forget_search(
 
 
 @router.get("/recommended")
-def recommended(
+async def recommended(
     request: Request,
     user: Owner,
     tag: Annotated[
@@ -260,8 +261,8 @@ def recommended(
     ] = "",
 ) -> Recommendations:
     """Return what one's votes and tags recommend, and why."""
-    state = request.app.state
-    found = state.recommender.recommend(user.id, marks.clean_tag(tag) if tag else None)
+    state, name = request.app.state, marks.clean_tag(tag) if tag else None
+    found = await to_thread.run_sync(state.recommender.recommend, user.id, name, limiter=state.recommending)
     address = state.settings.address
     items = [RecommendedPaper(paper=Paper.of(row.paper, address), terms=list(row.terms)) for row in found.rows]
     return Recommendations(items=items, terms=list(found.terms), learnt_from=found.learnt_from, note=found.note)
