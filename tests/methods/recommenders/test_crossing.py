@@ -81,7 +81,8 @@ def test_a_network_takes_it_and_its_gradients_are_right(monkeypatch):
     found = results()
     monkeypatch.setattr(baselines, "cross", lambda *_: None)
     assert "Crosses" not in repr(network(e).grad_fn.next_functions)
-    torch.testing.assert_close(found, results(), rtol=1e-4, atol=1e-6)
+    for a, b in zip(found, results(), strict=True):  # rounding grows with the terms of a sum
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max()))
 
 
 @compiled

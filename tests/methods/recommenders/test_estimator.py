@@ -222,6 +222,8 @@ def test_options_may_be_numbers_of_numpys_as_searches_draw_them():
     table, y = impressions(60)
     options = {"dim": np.int64(4), "batch_size": np.int64(16), "max_epochs": np.int32(1), "hidden": np.array([8])}
     MLPClickClassifier(validation=np.float32(0.25), dropout=np.float32(0.1), **options).fit(table, y)
+    for name, drawn in (("hash", {"ratio": np.float64(0.5)}), ("dpq", {"choices": np.int64(8)})):
+        FMClassifier(table=name, table_options=drawn, dim=np.int64(4), max_epochs=1).fit(table, y)
 
 
 def test_a_fit_that_fails_or_is_interrupted_leaves_no_model(data, monkeypatch):
@@ -293,6 +295,11 @@ def test_damaged_weights_are_named(tmp_path):
 def test_what_is_no_table_is_told_what_to_be():
     table, y = pd.DataFrame({"a": list("abab"), "x": [0.5, 1.5, 0.0, 3.0]}), [0, 1, 0, 1]
     model = FMClassifier(max_epochs=1, dim=4)
+    for held in (table.to_dict("list"), table.to_dict("records")):
+        with pytest.raises(ValueError, match=r"X is a (dict|list), no table; make one of it: pandas.DataFrame\(X\)"):
+            model.fit(held, y)
+    with pytest.raises(ValueError, match="X holds no rows"):
+        model.fit(table[:0], y[:0])
     with pytest.raises(ValueError, match="y is 'clicked', which names a column only where X is a path"):
         model.fit(table, "clicked")
     with pytest.raises(ValueError, match="'a': columns without names must be numbers; of text make a table"):

@@ -1,6 +1,7 @@
 """Training of recommenders: what is learnt, which epoch is kept, that it can be repeated, saved and loaded."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -182,10 +183,28 @@ def test_folders_that_hold_something_else_are_named(tmp_path):
         with pytest.raises(ValueError, match="are damaged"):
             GRU4RecRecommender.load(tmp_path)
         (tmp_path / name).write_bytes(whole)
-    held = json.loads((tmp_path / "model.json").read_text()) | {"format": "another"}
-    (tmp_path / "model.json").write_text(json.dumps(held))
-    with pytest.raises(ValueError, match="holds 'another'"):
-        GRU4RecRecommender.load(tmp_path)
+    held = json.loads((tmp_path / "model.json").read_text())
+    for text, message in [
+        (json.dumps(held | {"format": "another"}), "holds 'another'"),
+        (json.dumps(held).replace('"dim": 8', '"dim": 4'), "are damaged, or of another model"),
+        (json.dumps(held).replace('"dim": 8', '"dim": "8"'), "dim is '8'; it must be a whole number"),
+        (json.dumps(held).replace('"dim"', '"dimm"'), "holds no recommender: .*'dimm'"),
+        (b"\xff\xff", "holds no recommender"),
+    ]:
+        (tmp_path / "model.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=message):
+            GRU4RecRecommender.load(tmp_path)
+
+
+def test_a_catalogue_that_would_not_come_back_is_not_saved(tmp_path):
+    log = cycles(features=item_table())
+    pairs = replace(log, items=np.fromiter(((i, 1) for i in range(20)), object), features=None)
+    named = replace(log, features=item_table().rename(columns={"size": "item label"}))
+    for one, message in ((pairs, r"Parquet does not keep labels such as \(0, 1\)"), (named, "is called 'item label'")):
+        model = GRU4RecRecommender(**SMALL).fit(one)
+        with pytest.raises(ValueError, match=message):
+            model.save(tmp_path / "model")
+        assert not (tmp_path / "model").exists()
 
 
 def test_a_fit_that_fails_leaves_no_recommender():

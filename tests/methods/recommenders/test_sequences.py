@@ -62,6 +62,8 @@ def test_features_are_the_catalogue():
         ({"table": TABLE.assign(time=[3, 2, np.inf, 2, 1])}, "'time' holds inf in row 2"),
         ({"table": TABLE.assign(time=["10", "9", "8", "7", "6"])}, "'time' holds '10' in row 0; times must be finite"),
         ({"table": TABLE.assign(time=[date(2024, 1, 1), 2, 3, 4, 5])}, "'time' holds times that have no order"),
+        ({"table": TABLE.assign(item=[[7], [3], [5], [5], [5]])}, "'item' holds values that are not single ones"),
+        ({"table": pd.concat([TABLE, TABLE[["user"]]], axis=1)}, "column 'user' occurs more than once"),
         ({"features": pd.DataFrame({"title": ["x", "y"]}, index=[7, 3])}, "features lacks item 5"),
         ({"features": pd.DataFrame({"title": ["x", "y"]}, index=[7, 7])}, "item 7 more than once"),
     ],
@@ -230,7 +232,9 @@ def test_scores_that_are_no_numbers_are_refused():
         (["i2"], 1, "history 1 must hold positions of items; got <U2"),
         ([0.5], 1, "history 1 must hold positions of items; got float64"),
         ([1, 2, 1], 5, "k is 5; it must be from 1 to 4"),
+        (5, 1, r"history 1 must hold positions of items; got int64 of shape \(\)"),
         ([1], 0, "k is 0"),
+        ([1], "3", "k is '3'; it must be a whole number"),
     ],
 )
 def test_bad_requests_are_named(history, k, message):
@@ -239,6 +243,8 @@ def test_bad_requests_are_named(history, k, message):
         model.recommend([np.array([0]), np.array(history, None if history else np.int64)], k=k)
 
 
-def test_an_empty_log_is_refused():
+def test_what_is_no_log_or_an_empty_one_is_refused():
+    with pytest.raises(ValueError, match=r"fit takes a Log, which Log\.from_table makes of a table; got DataFrame"):
+        Next().fit(TABLE)
     with pytest.raises(ValueError, match="no interactions"):
         Next().fit(log_of([], items=3))

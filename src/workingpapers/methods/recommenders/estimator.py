@@ -91,6 +91,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         self.device = device
 
     linear = False  # whether the model has a first-order term
+    init_scale = 0.01  # standard deviation of the first vectors of a full table, as in the papers of this package
 
     def _body(self, fields: int, dim: int) -> nn.Module:
         """Return the network (B, fields, dim) -> logits (B,)."""
@@ -103,7 +104,8 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
 
     def _embedding(self, schema: Schema) -> FieldEmbedding:
         """Return a new embedding of the fields, on the table that was chosen."""
-        options = dict(self.table_options or {})
+        own = {"init_scale": self.init_scale} if self.table == "full" else {}
+        options = own | dict(self.table_options or {})
         return FieldEmbedding(schema, self.dim, table=self.table, table_options=options)
 
     def fit(self, X: Any, y: ArrayLike | str) -> Self:
@@ -220,6 +222,12 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
     def _table(self, X: Any, y: Any, *, reset: bool) -> pd.DataFrame:
         if isinstance(X, (str, Path)):
             raise ValueError(f"X is the path {str(X)!r}; here rows are needed, such as pandas.read_parquet reads")
+        rowlike = X[0] if isinstance(X, list) and X else X
+        if isinstance(rowlike, Mapping) or hasattr(X, "collect"):
+            kind = type(X).__name__
+            raise ValueError(
+                f"X is a {kind}, no table; make one of it: pandas.DataFrame(X), or X.collect() if it is lazy"
+            )
         if hasattr(X, "to_arrow"):  # a polars table
             X = X.to_arrow()
         if hasattr(X, "to_pandas"):
@@ -231,6 +239,8 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         if isinstance(X, pd.DataFrame):
             if not hasattr(y, "__len__") or not np.ndim(y):
                 raise ValueError(f"y is {y!r}; it must hold a label for each row of X")
+            if not len(X):
+                raise ValueError("X holds no rows")
             if len(X) != len(y):
                 raise ValueError(f"X has {len(X)} rows and y {len(y)}; they must agree")
             self.n_features_in_ = X.shape[1]
@@ -299,6 +309,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             if found != (FORMAT, cls.__name__):
                 raise ValueError(f"{folder} holds {found[0]!r}, {found[1]}; expected {FORMAT!r}, {cls.__name__}")
             self = cls(**held["options"])
+            check_options(self)
             self.classes_, self.schema_ = np.array(held["classes"]), Schema.from_json(held["schema"])
             self._name_features(held["named"])
             self.history_ = History(**held["history"])

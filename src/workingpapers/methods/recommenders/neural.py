@@ -12,16 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pyarrow import ArrowInvalid, parquet
+from pyarrow import ArrowInvalid, BufferReader, parquet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
+from workingpapers.errors import first_line
 from workingpapers.methods.recommenders.columns import from_arrow
 from workingpapers.methods.recommenders.metrics import ndcg_at
-from workingpapers.methods.recommenders.options import MergedOptions, as_json
+from workingpapers.methods.recommenders.options import MergedOptions, as_json, check_options
 from workingpapers.methods.recommenders.sequences import (
     Histories,
     Log,
@@ -178,16 +179,30 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
         for name in [name for name, value in options.items() if isinstance(value, (np.ndarray, Tensor))]:
             tensors[OPTION + name] = torch.as_tensor(options.pop(name)).cpu().clone().contiguous()
         text = as_json({"format": FORMAT, "kind": type(self).__name__, "options": options, "history": self.history_})
+        catalogue = self._saved_catalogue()
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        catalogue = pd.DataFrame(index=range(len(self.items_))) if self.features_ is None else self.features_
-        catalogue = catalogue.reset_index(drop=True).assign(**{LABEL: self.items_.tolist()})
-        try:
-            catalogue.to_parquet(place / "catalogue.parquet")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the catalogue cannot be saved: {error}") from error
+        (place / "catalogue.parquet").write_bytes(catalogue)
         save_file(tensors, str(place / "model.safetensors"))
         (place / "model.json").write_text(text, encoding="utf-8")
+
+    def _saved_catalogue(self) -> bytes:
+        """Return the items' labels and features as a Parquet file.
+
+        Raises:
+            ValueError: it would not hold them.
+        """
+        known = pd.DataFrame(index=range(len(self.items_))) if self.features_ is None else self.features_
+        if LABEL in known.columns:
+            raise ValueError(f"the catalogue cannot be saved: a feature is called {LABEL!r}, as the labels are there")
+        try:
+            made: bytes = known.reset_index(drop=True).assign(**{LABEL: self.items_.tolist()}).to_parquet()
+            same = _labels(from_arrow(parquet.read_table(BufferReader(made)))).tolist() == self.items_.tolist()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the catalogue cannot be saved: {error}") from error
+        if not same:
+            raise ValueError(f"the catalogue cannot be saved: Parquet does not keep labels such as {self.items_[0]!r}")
+        return made
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -198,11 +213,11 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
             FileNotFoundError: no folder.
         """
         place = Path(folder)
-        text = (place / "model.json").read_text(encoding="utf-8")
+        text = (place / "model.json").read_bytes()
         try:
             held = json.loads(text)
             kind, options, history = (held[key] for key in ("kind", "options", "history"))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no recommender: {error!r}") from error
         if held.get("format") != FORMAT or kind != cls.__name__:
             raise ValueError(f"{folder} holds {held.get('format')!r}, {kind}; expected {FORMAT!r}, {cls.__name__}")
@@ -213,16 +228,30 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
             raise ValueError(f"the files in {folder} are damaged: {error}") from error
         for name in [name for name in tensors if name.startswith(OPTION)]:
             options[name.removeprefix(OPTION)] = tensors.pop(name).numpy()
-        self = cls(**options)
-        self.items_ = np.array(catalogue.pop(LABEL).tolist(), object)
-        self.features_ = catalogue if len(catalogue.columns) else None
+        try:
+            self = cls(**options)
+        except TypeError as error:
+            raise ValueError(f"{folder} holds no recommender: {error}") from error
+        check_options(self)
+        self.items_ = _labels(catalogue)
+        features = catalogue.drop(columns=LABEL)
+        self.features_ = features if len(features.columns) else None
         nobody: NDArray[np.object_] = np.zeros(0, object)
         with seeded(0):
             self.model_ = self._build(Log(self.items_, nobody, [], self.features_)).to(chosen_device(self.device))
-        self.model_.load_state_dict(tensors)
+        try:
+            self.model_.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the weights in {folder} are damaged, or of another model: {first_line(error)}"
+            ) from error
         self.model_.eval()
         self.history_ = history
         return self
+
+
+def _labels(catalogue: pd.DataFrame) -> NDArray[np.object_]:
+    return np.array(catalogue[LABEL].tolist(), object)
 
 
 _NONE: NDArray[np.int64] = np.zeros(0, np.int64)

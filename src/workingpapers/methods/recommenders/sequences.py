@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from workingpapers.methods.recommenders.metrics import ranks
-from workingpapers.methods.recommenders.options import check_options
+from workingpapers.methods.recommenders.options import check_options, check_types
 
 Histories = Sequence[NDArray[np.int64]]
 SCORED = 256  # histories whose scores of all items are held at a time
@@ -72,16 +72,19 @@ class Log:
             raise ValueError(f"the log lacks columns {absent}; it has {list(table.columns)}")
         if table.empty:
             raise ValueError("the log holds no rows")
+        twice = table.columns[table.columns.duplicated()].intersection([user, item, time])
+        if len(twice):
+            raise ValueError(f"column {twice[0]!r} occurs more than once")
         for column in (user, item, time):
             if table[column].isna().any():
                 row = int(table[column].isna().to_numpy().argmax())
                 raise ValueError(f"column {column!r} has no value in row {row}")
         ordered = _in_order(table, time)
         if features is None:
-            codes, labels = pd.factorize(ordered[item], sort=True)
+            codes, labels = _factorized(ordered[item])
         else:
             labels, codes = features.index, _positions(features, ordered[item])
-        people, names = pd.factorize(ordered[user], sort=True)
+        people, names = _factorized(ordered[user])
         order = np.argsort(people, kind="stable")
         histories = np.split(codes[order].astype(np.int64), np.cumsum(np.bincount(people))[:-1])
         return cls(np.asarray(labels, object), np.asarray(names, object), histories, features)
@@ -127,6 +130,14 @@ def _in_order(table: pd.DataFrame, time: str) -> pd.DataFrame:
         return table.sort_values(time, kind="stable")
     except TypeError as error:
         raise ValueError(f"column {time!r} holds times that have no order: {error}") from error
+
+
+def _factorized(column: pd.Series) -> tuple[NDArray[np.intp], Any]:
+    """Return the place of each value among the distinct ones, and these in their order."""
+    try:
+        return pd.factorize(column, sort=True)
+    except TypeError as error:
+        raise ValueError(f"column {column.name!r} holds values that are not single ones: {error}") from error
 
 
 def _positions(features: pd.DataFrame, items: pd.Series) -> NDArray[np.int64]:
@@ -276,8 +287,10 @@ class SequenceRecommender(BaseEstimator):
         """Train on a log.
 
         Raises:
-            ValueError: a log without interactions, or an option out of its range.
+            ValueError: no log, one without interactions, or an option out of its range.
         """
+        if not isinstance(log, Log):
+            raise ValueError(f"fit takes a Log, which Log.from_table makes of a table; got {type(log).__name__}")
         if not len(log) or not sum(map(len, log.histories)):
             raise ValueError("the log holds no interactions")
         check_options(self)
@@ -310,7 +323,7 @@ class SequenceRecommender(BaseEstimator):
         checked: list[NDArray[np.int64]] = []
         for row, history in enumerate(histories):
             given = np.asarray(history)
-            if not len(given):
+            if given.shape == (0,):
                 raise ValueError(f"history {row} is empty; a recommendation needs one item at least")
             if given.ndim != 1 or given.dtype.kind not in "iu":
                 raise ValueError(
@@ -332,6 +345,7 @@ class SequenceRecommender(BaseEstimator):
         Raises:
             ValueError: k below 1, or fewer than k items outside a history; and as `score`.
         """
+        check_types(SequenceRecommender.recommend, {"k": k})
         scores = self.score(histories)
         fewest = len(self.items_) - max((len(set(history)) for history in histories), default=0)
         if not 1 <= k <= fewest:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -181,4 +182,6 @@ def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Tab
         if option not in known:
             raise unknown_name("option", option, known, of=f"table {name}")
     check_types(chosen.__init__, options)
-    return chosen(sizes, dim, **options)
+    # What searches draw are numpy's numbers, which lack what Python's have, and which torch does not take everywhere.
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    return chosen(sizes, int(dim), **plain)
