@@ -109,6 +109,11 @@ def truncate(folder, count):
         (probe(data="digits", threads=-2), "threads is -2"),
         (probe(data="digits", timeout=0), "timeout is 0 s; it must be above 0."),
         (["report", "--output", "file/below"], "No runs in the store"),
+        (["report", "--output", ""], "output is empty. Name a folder, or leave it out for the default."),
+        (["rank-features", "own.csv"], "There is no file own.csv."),
+        (probe(data="digits", label="species"), "label is 'species', but digits is no table: only tables have"),
+        (["try", "ctr", "--label", "clicked"], "label is 'clicked', but movielens is no table"),
+        (["try", "recommend", "--label", "clicked"], "label is 'clicked', but movielens is no table"),
     ],
     ids=str,
 )
@@ -272,7 +277,16 @@ def test_arrays_that_do_not_fit(arrays, message):
 @pytest.mark.parametrize("content", [b"", b"\x00\xff" * 50, b"PK\x03\x04 not really"])
 def test_files_that_are_damaged(file, content):
     Path(file).write_bytes(content)
-    assert file in refused(*probe(data=file))
+    said = refused(*probe(data=file))
+    assert file in said
+    assert said.endswith(": it is empty") == (not content)
+
+
+def test_a_folder_and_arrays_have_no_column_of_labels():
+    make_folder(Path("photos"), cats=1)
+    np.savez("own.npz", features=np.zeros((20, 2)), labels=np.arange(20) % 2)
+    for data in ("photos", "own.npz"):
+        assert refused(*probe(data=data, label="kind")).startswith(f"label is 'kind', but {data} is no table")
 
 
 def test_a_table_of_labels_alone():

@@ -76,6 +76,8 @@ def unreadable(path: Path, error: Exception, kind: str = "") -> UserError:
         kind: what it should have been, " as a table"; nothing where that is plain.
     """
     reason = _encoding(path, error) if isinstance(error, UnicodeDecodeError) else first_line(error)
+    if path.is_file() and not path.stat().st_size:  # each reader has words of its own for that
+        reason = "it is empty"
     return UserError(f"{path} cannot be read{kind}: {reason}")
 
 
@@ -112,6 +114,16 @@ def check_separator(name: str | Path, columns: Sequence[str], separator: str) ->
     if found:
         kinds = "a .csv has commas, a .tsv has tabs"
         raise UserError(f"{name}: columns are separated by {found!r}, where {separator!r} is needed: {kinds}.")
+
+
+def refuse_label(name: str, label: str) -> None:
+    """Refuse a column of labels for data that have none: it would be passed over, and all runs be made once more.
+
+    Raises:
+        UserError: the label is not the default.
+    """
+    if label != "label":
+        raise UserError(f"label is {label!r}, but {name} is no table: only tables have a column of labels to name.")
 
 
 def existing_file(name: str | Path) -> Path:

@@ -93,6 +93,16 @@ def test_progress_tells_how_long_a_run_took_its_measurement_included(capsys):
     assert "1/1 knn, seed 0: 2.1 s" in capsys.readouterr().err
 
 
+def test_a_terminal_that_takes_no_line_back_gets_a_line_for_each_run(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": "dumb"})
+    monkeypatch.setattr(terminal, "errors", screen)
+    done = demo.run("knn", 0)
+    with Live() as live:
+        live.update(Progress(done, (), 1, (), ()))
+        live.update(Progress(done, (done,), 1, (), ()))
+    assert "1/1 knn, seed 0: " in screen.file.getvalue()
+
+
 def test_preparing_names_no_model_that_features_may_not_need(store, capsys):
     with Live() as live:
         live.update(Progress(Conditions("probe", "standard", "table.csv", "efficientnet-lite0"), (), 0, (), ()))

@@ -188,8 +188,11 @@ def test_a_look_refuses_names_and_leaves_contents_to_the_reader(tmp_path):
         with pytest.raises(UserError, match=message):
             check_impressions(name, "clicked")
     (tmp_path / "train.csv").write_text("0\t1\n")  # Criteo's columns are known: no header is looked at
-    for name in ("movielens", f"criteo:{tmp_path / 'train.csv'}", "no_such_module:load"):
-        check_impressions(name, "clicked")
+    check_impressions("no_such_module:load", "clicked")
+    for name in ("movielens", f"criteo:{tmp_path / 'train.csv'}"):
+        check_impressions(name, "label")
+        with pytest.raises(UserError, match=r"label is 'clicked', but .* is no table"):
+            check_impressions(name, "clicked")
     (tmp_path / "blank.csv").write_text("\n\nad,clicked\n1,0\n2,1\n")
     check_impressions(str(tmp_path / "blank.csv"), "clicked")
     assert len(load_impressions(str(tmp_path / "blank.csv"), label="clicked")) == 2

@@ -303,8 +303,12 @@ def test_a_full_disk_is_named_where_sqlite_speaks_of_an_error(tmp_path, monkeypa
 
     store = Store(str(tmp_path / "runs.sqlite"))
     monkeypatch.setattr("workingpapers.runs.store._use_wal", fail)
-    for free, said in ((2**10, "its disk is full"), (2**30, "disk I/O error")):
-        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+    for total, free, said in (
+        (2**40, 2**10, "its disk is full"),
+        (2**40, 2**30, "disk I/O error"),
+        (0, 0, "disk I/O error"),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, t=total, f=free: SimpleNamespace(total=t, free=f))
         with pytest.raises(UserError, match=rf"runs.sqlite cannot be written: {said}\. Name another --store\."):
             store.save(make())
 

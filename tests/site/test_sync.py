@@ -211,6 +211,7 @@ def test_words_for_sources(sqlite_database, tmp_path):
         ("./nothing.parquet", "There is no file nothing.parquet"),
         ("./papers.csv", "end in .parquet or .jsonl"),
         ("arxiv:nonsense!", "written like cs.LG"),
+        ("arxiv:", "written like cs.LG or hep-th; got ''"),
     ],
 )
 def test_words_that_stand_for_nothing(sqlite_database, word, says):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Live:
-    """Shows progress: a table that grows on a terminal, a line per run elsewhere."""
+    """Shows progress: a table that grows on a terminal that can take lines back, a line per run elsewhere."""
 
     def __enter__(self) -> Live:
         from rich.live import Live
@@ -36,7 +36,7 @@ class Live:
             if remark not in self._remarks:
                 self._terminal.say(remark)
         self._remarks.update(progress.remarks)
-        if self._terminal.errors.is_terminal:
+        if self._terminal.errors.is_terminal and not self._terminal.errors.is_dumb_terminal:
             from workingpapers.runs.leaderboard import leaderboard as rank
 
             board = rank(progress.runs, progress.conditions) if progress.runs else None

@@ -9,7 +9,7 @@ import click
 
 from workingpapers.cli.live import Live
 from workingpapers.cli.options import run_options, store_option
-from workingpapers.errors import UserError, remarks, unknown_name
+from workingpapers.errors import UserError, existing_file, remarks, unknown_name
 
 
 @click.command(
@@ -123,6 +123,8 @@ def rank_features(file: str, label: str, limit: int) -> None:
     the mutual information with the label less what noise with the same value counts would have.
     """
     from workingpapers import terminal
+
+    existing_file(file)  # before what takes seconds to import
     from workingpapers.methods.tables.outrank import rank_file
 
     with remarks() as said:
@@ -153,7 +155,11 @@ def report(output: str, store: str | None) -> None:
     from workingpapers.runs.report import write_report
     from workingpapers.runs.store import Store
 
-    index = write_report(Path(output), Store(store))
+    if not output:  # as an unset variable of the shell's is
+        raise UserError("output is empty. Name a folder, or leave it out for the default.")
+    found = Store(store)
+    terminal.hint(f"Writing {output} ...")
+    index = write_report(Path(output), found)
     terminal.say(f"Wrote {index}")
 
 

@@ -26,7 +26,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How much data, training and tuning each entry may use.",
         ),
         click.option("--workers", default=1, show_default=True, help="Runs at a time; more than 1 disturbs timings."),
-        click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, local."),
+        click.option("--ray", metavar="ADDRESS", help="Run on a Ray cluster: host:port, ray://host:port, local, auto."),
         click.option("--timeout", type=float, metavar="SECONDS", help="What one run may take at most."),
         click.option("--threads", default=1, show_default=True, help="Threads of the numerical libraries per run."),
         store_option,

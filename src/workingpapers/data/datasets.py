@@ -13,7 +13,7 @@ from pathlib import Path
 from workingpapers.data.impressions import IMPRESSIONS
 from workingpapers.data.texts import TEXTS
 from workingpapers.data.types import Info, LabelledData
-from workingpapers.errors import UserError, no_file, similar_files, table_kind, unknown_name
+from workingpapers.errors import UserError, no_file, refuse_label, similar_files, table_kind, unknown_name
 
 CHOICE = ("one-class-cifar10", "one-class-mnist")  # these take the normal class as in "one-class-mnist:3"
 
@@ -150,7 +150,7 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
         name: in this order: a name in `DATASETS` (one-class sets take ":CLASS"); the path of a folder of images, of a
             `.csv`, `.tsv` (either also `.gz`), `.parquet` or `.npz` file; or `package.module:function`. What each may
             hold is said in `workingpapers.data.own` and `workingpapers.data.tables`.
-        label: a table's column of labels.
+        label: a table's column of labels; for data that are no table the default.
 
     Raises:
         UserError: nothing is known by that name, or what is there cannot be used.
@@ -158,6 +158,7 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
     name = os.fspath(name)
     known, _, choice = name.partition(":")
     if name in DATASETS or (choice and known in CHOICE):
+        refuse_label(name, label)
         module, _, function = DATASETS[known].load.partition(":")
         load = getattr(importlib.import_module(module), function)
         return replace(load(choice) if choice else load(), name=name)
@@ -169,6 +170,7 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
     if choice and all(piece.isidentifier() for piece in (*known.split("."), choice)):
         from workingpapers.data.own import from_function
 
+        refuse_label(name, label)
         return from_function(name)
     if name in TEXTS:
         raise UserError(f"Data set {name!r} is a text without labels; it serves the tasks long-context and prefill.")
@@ -187,6 +189,7 @@ def _from_path(path: Path, name: str, label: str) -> LabelledData:
     if path.is_dir():
         from workingpapers.data.own import from_folder
 
+        refuse_label(name, label)
         return from_folder(path, name)
     if table_kind(path):
         from workingpapers.data.tables import from_table
@@ -195,6 +198,7 @@ def _from_path(path: Path, name: str, label: str) -> LabelledData:
     if kind == ".npz":
         from workingpapers.data.own import from_npz
 
+        refuse_label(name, label)
         return from_npz(path, name)
     raise UserError(
         f"{name} is of type {kind or 'none'}; allowed: a folder, .csv, .tsv (either also .gz), .parquet, .npz."

@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, existing_file, import_object, similar_files, table_kind, unknown_name
+from workingpapers.errors import (
+    UserError,
+    existing_file,
+    import_object,
+    refuse_label,
+    similar_files,
+    table_kind,
+    unknown_name,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,10 +171,12 @@ def check_impressions(name: str, label: str) -> None:
     """Refuse at once, by a name or the header of a file, part of what `load_impressions` refuses after a while.
 
     Raises:
-        UserError: nothing is known by that name, or a file lacks the column of labels.
+        UserError: nothing is known by that name, a file lacks the column of labels, or a known name is given one.
     """
     _check_name(name)
-    if name.partition(":")[0] not in LOGS and table_kind(Path(name)):
+    if name in IMPRESSIONS or name.partition(":")[0] in LOGS:
+        refuse_label(name, label)
+    elif table_kind(Path(name)):
         from workingpapers.data.tables import check_header
 
         check_header(existing_file(name), name, label)

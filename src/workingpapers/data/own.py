@@ -13,7 +13,7 @@ from workingpapers.data.cache import cache_dir, explained, sync, temporary
 from workingpapers.data.checks import checked, encode
 from workingpapers.data.images import SUFFIXES, Encoded, Masks, Pixels, Seen, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError, import_object
+from workingpapers.errors import UserError, import_object, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,9 +181,9 @@ def from_npz(path: Path, name: str) -> LabelledData:
         with file:
             arrays = {key: file[key] for key in file.files if key in ARRAYS}
     except (OSError, ValueError, EOFError, AttributeError) as error:
-        objects = "it holds Python objects; texts are saved as np.savez(..., labels=y.astype(str))"
+        objects = ValueError("it holds Python objects; texts are saved as np.savez(..., labels=y.astype(str))")
         reason = objects if "Object arrays" in str(error) else error
-        raise UserError(f"{path} cannot be read as an .npz of plain arrays: {reason}") from error
+        raise unreadable(path, reason, " as an .npz of plain arrays") from error
     except Exception as error:  # zipfile and zlib have errors of their own for damaged archives
         raise UserError(f"{path} is damaged: {error}") from error
     features, labels = (_one_of(arrays, names, path, file.files) for names in (ARRAYS[:2], ARRAYS[2:4]))

@@ -277,7 +277,8 @@ class _File:
         import shutil
 
         try:
-            return shutil.disk_usage(self._path.parent).free < 2**16
+            found = shutil.disk_usage(self._path.parent)
+            return found.total > 0 and found.free < 2**16  # file systems such as /proc have no size at all
         except OSError:
             return False
 

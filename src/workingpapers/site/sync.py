@@ -177,11 +177,11 @@ def named(words: Sequence[str], engine: Engine, client: Client, since: str | Non
 
 
 def _named(word: str, engine: Engine, client: Client, since: str | None, today: date) -> Iterator[Source]:
-    kind, _, rest = word.partition(":")
+    kind, colon, rest = word.partition(":")
     if word.endswith(ENDINGS) or "/" in word:
         yield File(Path(word))
     elif kind == "arxiv":
-        for category in rest.split(",") if rest else CATEGORIES:
+        for category in rest.split(",") if colon else CATEGORIES:
             yield Arxiv(category.strip(), client, since, today)
     elif word == "huggingface":
         yield HuggingFace(client, since, today)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.impressions import called, fingerprint, moments
 from workingpapers.data.packaged_impressions import LIKED, packaged_table
-from workingpapers.errors import UserError, existing_file, similar_files, table_kind, unknown_name
+from workingpapers.errors import UserError, existing_file, refuse_label, similar_files, table_kind, unknown_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,6 +66,7 @@ def load_log(name: str, label: str = "label") -> NamedLog:
         UserError: nothing is known by that name, or what is there cannot be used.
     """
     if name in NAMES:
+        refuse_label(name, label)
         return movielens(name)
     path = Path(name).expanduser()
     if table_kind(path):
