@@ -314,7 +314,9 @@ def test_refuses_uses_that_it_would_get_wrong():
         model(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2]]), use_cache=False)
     with pytest.raises(ValueError, match="padding mask"):
         model(ids, attention_mask=torch.ones(2, 1, 6, 6, dtype=torch.bool))
-    with pytest.raises(ValueError, match="static caches"):
+    with pytest.raises(ValueError, match="as there are tokens so far, 6; they hold 5"):
+        model(ids, attention_mask=torch.ones(2, 5, dtype=torch.long), use_cache=False)
+    with pytest.raises(ValueError, match="Static caches"):
         model(ids, cache=transformers.StaticCache(model.config, max_cache_len=10))
-    with pytest.raises(ValueError, match="static caches"):
+    with pytest.raises(ValueError, match="Static caches"):
         model.generate(ids, max_new_tokens=2, cache_implementation="static", pad_token_id=0)

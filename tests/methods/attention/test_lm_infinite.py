@@ -1,5 +1,7 @@
 """LM-Infinite against its definition, its mask, its cache and the models that it enters."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -306,11 +308,14 @@ def test_the_window_defaults_to_the_training_length():
     assert cache.layers[0].keys.shape[2] == 2 + 16 - 1
 
 
+@torch.no_grad()
 def test_caches_of_the_user():
     model, ids = apply(tiny(), n_local=12, n_global=3), tokens(1, 30)
     mine = transformers.DynamicCache()
     model(ids, cache=mine)
     assert isinstance(mine.layers[0], LambdaLayer)  # in place: the user's own loop goes on with it
+    named = [model.base_model(ids[:, :1], **{name: copy.deepcopy(mine)})[0] for name in ("cache", "past_key_values")]
+    assert torch.equal(*named)  # the former name
     mine.reset()
     assert mine.get_seq_length() == 0
     torch.testing.assert_close(model(ids, cache=mine).logits, model(ids).logits)
@@ -318,7 +323,7 @@ def test_caches_of_the_user():
         model(ids, cache=LambdaCache(2, 20, 3))
     with pytest.raises(ValueError, match="cropped"):
         mine.crop(-1)
-    with pytest.raises(ValueError, match="static caches"):
+    with pytest.raises(ValueError, match="Static caches"):
         model(ids, cache=transformers.StaticCache(model.config, max_cache_len=50))
     with pytest.raises(ValueError, match="n_local >= 1"):
         LambdaCache(2, 0, 3)

@@ -227,6 +227,8 @@ def test_bad_options():
         ring_attention(q, k.repeat(1, 2, 1, 1)[:, :3], v.repeat(1, 2, 1, 1)[:, :3])
     with pytest.raises(ValueError, match="two tokens or more"):
         pack_examples([[1, 2], [3]], 8)
+    with pytest.raises(ValueError, match=r"token ids must be whole numbers; got torch\.float32"):
+        pack_examples([[1, 2], [3.5, 4.0]], 8)
     with pytest.raises(ValueError, match="5 tokens; at most 4 fit"):
         pack_examples([[1, 2], [3, 4, 5]], 4)
     with pytest.raises(ValueError, match="processes is 0"):

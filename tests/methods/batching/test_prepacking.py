@@ -283,6 +283,11 @@ def test_other_refusals(llama):
         generate(llama, prompts, num_beams=2)
     with pytest.raises(ValueError, match="input_ids come from the prompts"):
         generate(llama, prompts, input_ids=torch.tensor([[1]]))
+    with pytest.raises(ValueError, match=r"token ids must be whole numbers; got torch\.float32"):
+        prefill(llama, [[3, 4], [1.5, 2.0]])
+    for run in (prefill, generate):
+        with pytest.raises(ValueError, match="not a wrapper around one; got OptimizedModule"):
+            run(torch.compile(llama, backend="eager"), prompts)
     with pytest.raises(ValueError, match="no output embeddings"):
         prefill(LlamaModel(CONFIGS["llama"]).eval(), prompts)
     t5 = T5Config(vocab_size=97, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4)

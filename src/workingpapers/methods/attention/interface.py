@@ -46,7 +46,7 @@ class Applied:
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.key = f"{self.name}_{uuid4().hex}"
+        self.key = f"{self.name}_{uuid4().hex[:12]}"
         self._register()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -66,6 +66,9 @@ class Applied:
         if self.prepare is None or module.config._attn_implementation != self.key:
             return args, kwargs
         given = dict(zip(self.names, args, strict=False)) | kwargs
+        former = given.pop("past_key_values", None)  # what `cache` was called; transformers still takes it
+        if former is not None:
+            given["cache"] = former
         return (), {**self.prepare(module, given), _PREPARED: True}
 
     def _attend(
@@ -120,7 +123,10 @@ def _padding(
     """
     tokens = q_offset + q_length
     if kv_offset or kv_length != tokens:
-        raise ValueError(f"the cache holds {kv_length} positions for {tokens} tokens: static caches are not supported")
+        raise ValueError(
+            f"cache and attention_mask must hold as many positions as there are tokens so far, {tokens}; they hold "
+            f"{kv_length}. Static caches are not supported"
+        )
     if mask_function is not None and mask_function is not causal_mask_function:
         advice = "; a compiled model needs an attention_mask, of ones without padding"
         refused = "only causal attention with padding is supported, not packed sequences or other masks"

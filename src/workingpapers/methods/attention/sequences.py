@@ -165,11 +165,15 @@ def pack_examples(examples: Sequence[Sequence[int] | Tensor], length: int, *, pa
         pad_token_id: the token that fills it up (0).
 
     Raises:
-        ValueError: no example, one of fewer than two tokens, or more tokens than `length`.
+        ValueError: no example, one of fewer than two tokens, tokens that are no whole numbers, or more tokens than
+            `length`.
     """
-    tokens = [torch.as_tensor(e, dtype=torch.long) for e in examples]
+    tokens = [torch.as_tensor(e) for e in examples]
     if not tokens or any(t.ndim != 1 or len(t) < 2 for t in tokens):
         raise ValueError(f"examples must be lists of two tokens or more; got {[tuple(t.shape) for t in tokens]}")
+    kinds = {t.dtype for t in tokens if t.is_floating_point() or t.dtype == torch.bool}
+    if kinds:
+        raise ValueError(f"token ids must be whole numbers; got {', '.join(map(str, kinds))}")
     if sum(map(len, tokens)) > length:
         raise ValueError(f"the examples hold {sum(map(len, tokens))} tokens; at most {length} fit")
     packed = Packed(

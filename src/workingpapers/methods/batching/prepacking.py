@@ -125,11 +125,14 @@ def prepack(
         pad_token_id: the token at the ends of rows (0); nothing sees it.
 
     Raises:
-        ValueError: no prompt, an empty prompt, or one longer than the capacity.
+        ValueError: no prompt, an empty prompt, one longer than the capacity, or tokens that are no whole numbers.
     """
-    tokens = [torch.as_tensor(p, dtype=torch.long, device="cpu") for p in prompts]
+    tokens = [torch.as_tensor(p, device="cpu") for p in prompts]
     if not tokens or any(t.ndim != 1 or t.numel() == 0 for t in tokens):
         raise ValueError(f"prompts must be non-empty lists of token ids; got {[tuple(t.shape) for t in tokens]}")
+    kinds = {t.dtype for t in tokens if t.is_floating_point() or t.dtype == torch.bool}
+    if kinds:
+        raise ValueError(f"token ids must be whole numbers; got {', '.join(map(str, kinds))}")
     lengths = [len(t) for t in tokens]
     bins = pack_lengths(lengths, max(lengths) if capacity is None else capacity)
     shape = len(bins), max(sum(lengths[i] for i in members) for members in bins)
@@ -158,6 +161,7 @@ def prefill(model: Any, prompts: Sequence[Prompt], tokenizer: Any = None, *, cap
     Raises:
         ValueError: prompts that cannot be packed, or a model that is refused (see the module).
     """
+    _check_kind(model)
     ids = _token_ids(prompts, tokenizer)
     pad = _pad_token_id(model, tokenizer)
     rows = prepack(ids, capacity=capacity, pad_token_id=pad)
@@ -185,8 +189,16 @@ def generate(model: Any, prompts: Sequence[Prompt], tokenizer: Any = None, **opt
         ValueError: as `prefill`; or an option that the cache of a packed first pass does not serve: several beams or
             sequences for a prompt, assisted decoding, a cache of another kind or none.
     """
+    _check_kind(model)
     _refuse_options(model, options)
     return model.generate(**prefill(model, prompts, tokenizer).inputs, **options)
+
+
+def _check_kind(model: Any) -> None:
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"expected a model of transformers, not a wrapper around one; got {type(model).__name__}")
 
 
 # What `generate` must be told, if anything: with other values it would give other tokens, or start the cache anew.
