@@ -96,7 +96,10 @@ def test_words_alone_say_so(words, database, settings_for):
     assert "switched off" in words[0].search("x").notes[-1]
     searcher = Searcher(database, settings_for(database, embeddings=True))
     searcher.refresh()
-    assert "words alone" in searcher.search("attention").notes[-1]
+    assert (
+        "words alone: no paper has been embedded yet (any `papers sync SOURCE`"
+        in searcher.search("attention").notes[-1]
+    )
     assert found(searcher, "attention") == found(words[0], "attention")
 
 

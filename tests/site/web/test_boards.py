@@ -1,7 +1,9 @@
 import html
 import json
 import re
+from dataclasses import replace
 
+import demo
 import pytest
 
 from workingpapers.runs.store import Store
@@ -42,6 +44,16 @@ def test_a_leaderboard_shows_everything(client, names):
     assert "<script>alert" not in text
     assert f'data-source="/leaderboards/{names["standardope"]}.json"' in text
     assert names["standard./m"] in text  # the same question on other data
+
+
+def test_other_conditions_without_a_model_name_none(world, client, tmp_path, monkeypatch):
+    run, store = demo.run("knn", 0), Store(str(tmp_path / "runs.sqlite"))
+    for one in (run, replace(run, key="features", data="mine.npz", model_fingerprint="")):
+        store.save(one)
+    kept = Measured(store)
+    monkeypatch.setattr(world.app.state, "measured", kept)
+    name = next(name for name in kept.now().boards if "openmoji" in name)
+    assert ">mine.npz</a>" in client.get(f"/leaderboards/{name}?nothing=kept").text
 
 
 def test_every_column_has_its_unit_and_something_in_it(client, names):

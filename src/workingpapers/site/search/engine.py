@@ -247,7 +247,7 @@ class Searcher:
         if unknown:
             notes.append(f"No paper has {' or '.join(f'“{typed}”' for typed in unknown)}.")
         if self._wanted and (self._encoder is None or not len(self._vectors)):
-            notes.append("Searched by words alone: no paper has been embedded yet (`papers sync` does it).")
+            notes.append("Searched by words alone: no paper has been embedded yet (any `papers sync SOURCE` does it).")
         elif not self._wanted:
             notes.append("Searched by words alone: embeddings are switched off here.")
         return notes
