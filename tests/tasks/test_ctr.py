@@ -15,6 +15,7 @@ from sklearn.metrics import mutual_info_score
 from workingpapers.cli import main
 from workingpapers.data.impressions import from_table, load_impressions
 from workingpapers.errors import UserError
+from workingpapers.methods.recommenders.schema import Schema
 from workingpapers.runs.execute import try_
 from workingpapers.tasks.ctr import baselines, examples, rankings
 from workingpapers.tasks.ctr.budgets import Curve, curve_metrics, sizes_of
@@ -30,7 +31,7 @@ from workingpapers.tasks.ctr.examples import (
     tuned,
 )
 from workingpapers.tasks.ctr.rankings import Ranking, classes, ranking_metrics, with_noise
-from workingpapers.tasks.ctr.tables import table_of
+from workingpapers.tasks.ctr.tables import network, table_of
 from workingpapers.tasks.protocol import Budget, Conditions, Context, load_task
 
 TASK = load_task("ctr")
@@ -295,6 +296,15 @@ def test_tables_are_weighed_and_controls_have_their_size(log, monkeypatch):
     assert (
         made["optembed"].kept_parameters() - smallest < widths.kept_parameters() <= made["optembed"].kept_parameters()
     )
+
+
+@pytest.mark.parametrize(("table", "options"), [("full", {}), ("hashed", {"ratio": 0.5}), ("optfs", {})])
+def test_tables_that_are_compared_start_alike(log, monkeypatch, table, options):
+    monkeypatch.setattr(examples, "tuned", lambda train, context, kind, **options: kind(**options))
+    context, where = Context(0, Budget("quick", train=400, test=200, epochs=1, trials=1)), conditions(log, "tables")
+    train = load(where, 0).train
+    model = network(train, context, table, **options)._build(Schema.fit([train.table], kinds=train.kinds))
+    assert float(model.embedding.table.table.weight.detach().std()) == pytest.approx(0.01, rel=0.1)
 
 
 def test_a_curve_has_a_point_for_each_budget_within_reach_and_keeps_to_it(log):

@@ -4,8 +4,21 @@ import itertools
 
 import pytest
 import torch
+from clicks import impressions
+from torch import nn
 
-from workingpapers.methods.recommenders.baselines import FM, IPNN, CrossNetwork
+from workingpapers.methods.recommenders.autoint import AutoIntClassifier
+from workingpapers.methods.recommenders.baselines import (
+    FM,
+    IPNN,
+    CrossNetwork,
+    DCNClassifier,
+    DeepFMClassifier,
+    FMClassifier,
+    IPNNClassifier,
+    MLPClickClassifier,
+)
+from workingpapers.methods.recommenders.schema import Schema
 
 
 def test_fm_is_the_sum_over_pairs():
@@ -35,3 +48,37 @@ def test_the_cross_network_by_its_recurrence():
 def test_crosses_need_a_network_beside_them():
     with pytest.raises(ValueError, match=r"hidden is \(\)"):
         CrossNetwork(3, 4, hidden=())
+
+
+def built(kind, **options):
+    torch.manual_seed(0)
+    table, _ = impressions(1000, users=200, items=300)
+    return kind(**options)._build(Schema.fit([table[["user", "item"]]], min_count=1))
+
+
+@pytest.mark.parametrize("kind", [MLPClickClassifier, DeepFMClassifier, IPNNClassifier, DCNClassifier])
+def test_networks_start_by_he_et_al_and_from_small_vectors(kind):
+    model = built(kind, hidden=(128, 64))
+    layers = [layer for layer in model.body.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) >= 3
+    for layer in layers:
+        # Of n normal draws the standard deviation is off by 1 / sqrt(2 n) of itself; five times that never happens.
+        far = 5 / (2 * layer.weight.numel()) ** 0.5
+        assert float(layer.weight.detach().square().mean().sqrt()) == pytest.approx(
+            (2 / layer.in_features) ** 0.5, rel=far
+        )
+        assert not layer.bias.any()
+    assert float(model.embedding.table.table.weight.detach().std()) == pytest.approx(1e-3, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (FMClassifier, {}),
+        (AutoIntClassifier, {}),
+        (MLPClickClassifier, {"table": "hash"}),
+        (MLPClickClassifier, {"table_options": {"init_scale": 0.01}}),
+    ],
+)
+def test_other_vectors_start_as_in_the_papers_or_as_asked(kind, options):
+    assert float(built(kind, **options).embedding.table.table.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
