@@ -142,6 +142,7 @@ def test_rows_are_cut_and_joined():
         (pd.DataFrame({"a": [1]}), {"b": "multi"}, r"\['b'\] that the table lacks"),
         (pd.DataFrame({"a": [1]}), ["a"], r"kinds is \['a'\]; it must be a dict"),
         (pd.DataFrame({"a": [1]}), {"a": "number"}, "'a' has kind 'number'; allowed: categorical"),
+        (pd.DataFrame({"a": [1]}), {"a": 3}, "'a' has kind '3'; allowed: categorical"),
         (pd.DataFrame({"a": [1]}), {"a": "multi of b"}, "allowed"),
         (pd.DataFrame({"a": [[1]]}), {"a": "sequence of b"}, "no categorical column"),
         (pd.DataFrame({"a": ["x"]}), {"a": "numerical"}, "column 'a' is numerical, but holds other things"),

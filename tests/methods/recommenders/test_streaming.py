@@ -144,6 +144,18 @@ def test_bad_files_are_named(file, tmp_path):
     table.assign(clicked=pd.Series(y.astype(float)).where(pd.Series(range(2500)) != 1003)).to_parquet(cut)
     with pytest.raises(ValueError, match="column 'clicked' has no label in row 1003"):
         model.fit(cut, "clicked")
+    table.assign(clicked=y, number=np.where(np.arange(2500) == 1003, np.inf, 0.5)).to_parquet(cut)
+    fitted = FMClassifier(**PLAN | {"max_epochs": 1}).fit(file, "clicked")
+    for ask in (lambda: model.fit(cut, "clicked"), lambda: fitted.predict(cut)):  # in the second part of the file
+        with pytest.raises(ValueError, match="column 'number' holds infinite numbers, in row 1003 first"):
+            ask()
+    parquet.write_table(pa.table([[1, 2], [0, 1], [0, 1]], names=["a", "clicked", "clicked"]), cut)
+    with pytest.raises(ValueError, match=r"columns \['clicked'\] occur more than once"):
+        model.fit(cut, "clicked")
+    table.assign(clicked=y)[["clicked"]].to_parquet(cut)
+    with pytest.raises(ValueError, match="the table has no columns to predict from"):
+        model.set_params(kinds=None).fit(cut, "clicked")
+    model = FMClassifier(**PLAN)
     table.assign(clicked=7).to_parquet(cut)
     with pytest.raises(ValueError, match="needs two classes; got 1 class"):
         model.fit(cut, "clicked")

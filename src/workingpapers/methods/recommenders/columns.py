@@ -76,8 +76,12 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def as_numbers(column: pd.Series) -> NDArray[np.float64]:
+def as_numbers(column: pd.Series, first: int = 0) -> NDArray[np.float64]:
     """Return a column as float64, missing values as NaN.
+
+    Args:
+        column: of a table, or of a part of one.
+        first: the number of its first row in the whole table, for errors.
 
     Raises:
         ValueError: what are no numbers, infinite ones, or such as float32 cannot hold.
@@ -89,13 +93,13 @@ def as_numbers(column: pd.Series) -> NDArray[np.float64]:
     except (ValueError, TypeError) as error:
         raise ValueError(f"column {column.name!r} is numerical, but holds other things: {error}") from error
     if np.isinf(numbers).any():
-        raise ValueError(
-            f"column {column.name!r} holds infinite numbers, in row {int(np.isinf(numbers).argmax())} first"
-        )
+        row = first + int(np.isinf(numbers).argmax())
+        raise ValueError(f"column {column.name!r} holds infinite numbers, in row {row} first")
     beyond = np.abs(numbers) > np.finfo(np.float32).max
     if beyond.any():
         row = int(beyond.argmax())
-        raise ValueError(f"column {column.name!r} holds {numbers[row]:g} in row {row}, which is beyond float32's range")
+        said = f"holds {numbers[row]:g} in row {first + row}, which is beyond float32's range"
+        raise ValueError(f"column {column.name!r} {said}")
     return numbers
 
 

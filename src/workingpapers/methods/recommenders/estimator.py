@@ -201,7 +201,11 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         tables = parquet_batches(X) if isinstance(X, (str, Path)) else [self._table(X, None, reset=False)]
-        logits = np.concatenate([predict(self.model_, self.schema_.encode(table)) for table in tables])
+        parts, first = [], 0
+        for table in tables:
+            parts.append(predict(self.model_, self.schema_.encode(table, first)))
+            first += len(table)
+        logits = np.concatenate(parts)
         undefined = np.isnan(logits)
         if undefined.any():
             raise ValueError(

@@ -148,8 +148,12 @@ class Schema:
             raise ValueError("the table holds no rows")
         return cls(counts.fields(min_count, max_values, length))
 
-    def encode(self, table: pd.DataFrame) -> Rows:
+    def encode(self, table: pd.DataFrame, first: int = 0) -> Rows:
         """Return the rows of a table that has the schema's columns; others are ignored.
+
+        Args:
+            table: or a part of one.
+            first: the number of its first row in the whole table, for errors.
 
         Raises:
             ValueError: a column that is missing or repeated, or holds infinite numbers or what are no numbers.
@@ -159,7 +163,7 @@ class Schema:
         if absent:
             raise ValueError(f"the table lacks columns {absent}; it has {list(table.columns)}")
         ids = [self._ids(f, table[f.name]) for f in self.of_kind("categorical")]
-        numbers = [(as_numbers(table[f.name]) - f.mean) / f.scale for f in self.of_kind("numerical")]
+        numbers = [(as_numbers(table[f.name], first) - f.mean) / f.scale for f in self.of_kind("numerical")]
         shape = len(table), 0
         return Rows(
             torch.from_numpy(np.stack(ids, axis=1) if ids else np.zeros(shape, np.int32)),
@@ -222,6 +226,8 @@ class Counts:
         check_columns(batch)
         if kinds is not None and not isinstance(kinds, Mapping):
             raise ValueError(f"kinds is {kinds!r}; it must be a dict of columns to their kinds")
+        if not len(batch.columns):
+            raise ValueError("the table has no columns to predict from")
         self._columns = _columns(batch, dict(kinds or {}))
 
     def add(self, batch: pd.DataFrame) -> None:
@@ -269,9 +275,9 @@ class _Column:
         self.known, self.mean, self.squares = 0, 0.0, 0.0
 
     def count(self, column: pd.Series) -> None:
-        self.rows += len(column)
+        first, self.rows = self.rows, self.rows + len(column)
         if self.kind == "numerical":
-            numbers = as_numbers(column)
+            numbers = as_numbers(column, first)
             numbers = numbers[~np.isnan(numbers)]
             if len(numbers):
                 self._add(len(numbers), numbers.mean(), ((numbers - numbers.mean()) ** 2).sum())
@@ -322,7 +328,7 @@ def _columns(batch: pd.DataFrame, kinds: dict[str, str]) -> dict[str, _Column]:
         raise ValueError(f"kinds names columns {unknown} that the table lacks; it has {list(batch.columns)}")
     columns = {}
     for name in batch.columns:
-        given = kinds.get(name) or _inferred(name, batch[name])
+        given = str(kinds.get(name) or _inferred(name, batch[name]))
         kind, _, shares = given.partition(" of ")
         if kind not in get_args(Kind) or (shares and kind != "sequence"):
             raise ValueError(f"column {name!r} has kind {given!r}; allowed: {', '.join(get_args(Kind))}, sequence of X")

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workingpapers.methods.recommenders.columns import check_labels, from_arrow
+from workingpapers.methods.recommenders.columns import check_columns, check_labels, from_arrow
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.progress import counted, watched
 
@@ -33,7 +33,7 @@ def parquet_batches(path: str | Path) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    place = Path(path)
+    place = Path(path).expanduser()
     files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         raise ValueError(f"{path} is neither a Parquet file nor a folder that holds some")
@@ -58,10 +58,11 @@ def labelled(batches: Iterator[pd.DataFrame], label: str) -> Iterator[tuple[pd.D
     """Yield features and labels of parts of a table.
 
     Raises:
-        ValueError: no column of that name, or one that lacks values.
+        ValueError: columns that repeat, no column of that name, or one that lacks values.
     """
     before = 0
     for batch in batches:
+        check_columns(batch)
         if label not in batch:
             raise ValueError(f"there is no column {label!r} for the labels; there are {list(batch.columns)}")
         missing = batch[label].isna().to_numpy()
