@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedModel  # not for type checking alone: options are checked by their annotations
 
 from workingpapers.methods.recommenders.hllm import HLLM
 from workingpapers.methods.recommenders.hllm_encoders import ItemEncoder
@@ -19,7 +20,7 @@ from workingpapers.tasks.protocol import Context
 from workingpapers.tasks.recommend.examples import WIDTH, Examples
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 LAYERS = 2  # of the model of users, as of the other networks
 DEPTH = 4  # first layers of the decoder that read texts; of 2 to 12, the best on training data alone
