@@ -2,7 +2,7 @@
 
 import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import demo
 import pytest
@@ -15,6 +15,7 @@ from workingpapers.data.types import Info
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs import leaderboard as rank
 from workingpapers.runs.claims import findings
+from workingpapers.runs.execute import Progress
 from workingpapers.runs.leaderboard import Estimate, leaderboards
 from workingpapers.tasks.protocol import Metric
 
@@ -178,19 +179,13 @@ def test_seeds_are_told_where_rows_have_different_ones(printed, monkeypatch):
 
 
 def test_the_live_view_goes_by_the_width_of_standard_error(board, monkeypatch):
-    @dataclass
-    class Progress:
-        runs: list
-        total: int
-        running: list
-
     shown = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
     monkeypatch.setattr(terminal, "errors", shown)
-    shown.print(terminal.show_progress(Progress([1] * 7, 10, ["knn, seed 2"]), board))
+    shown.print(terminal.show_progress(Progress(board.conditions, board.runs[:7], 10, ("knn, seed 2",), ()), board))
     lines = shown.file.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert lines[-1].strip() == "7 of 10 runs done · now: knn, seed 2"
-    shown.print(terminal.show_progress(Progress([], 10, []), None))
+    shown.print(terminal.show_progress(Progress(board.conditions, (), 10, (), ()), None))
     assert shown.file.getvalue().splitlines()[-1].strip() == "0 of 10 runs done"
 
 

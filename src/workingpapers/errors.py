@@ -164,7 +164,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     import difflib
 
     names = sorted(known)
-    alike = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    alike = difflib.get_close_matches(str(name).lower(), names, n=3, cutoff=0.5)
     if alike:
         return f"Did you mean {' or '.join(repr(n) for n in alike)}?"
     if len(names) <= 12:

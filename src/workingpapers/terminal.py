@@ -278,9 +278,7 @@ def describe(board: Leaderboard) -> str:
 
 def show_progress(progress: Progress, board: Leaderboard | None) -> RenderableType:
     """Return the live view of `papers try`: the leaderboard so far and one line on what runs."""
-    line = Text(f"{len(progress.runs)} of {progress.total} runs done", style="dim")
-    if progress.running:
-        line.append(f" · now: {'; '.join(progress.running)}")
+    line = Text(str(progress), style="dim")
     return Group(show_leaderboard(board, errors.width), line) if board else line
 
 

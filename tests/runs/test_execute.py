@@ -192,6 +192,8 @@ def test_progress(store):
     assert {p.total for p in seen} == {4}
     assert seen[1].running == ("base, seed 0",)
     assert seen[-1].running == ()
+    assert str(preparing).startswith("Preparing ")
+    assert [str(p) for p in (seen[1], seen[-1])] == ["0 of 4 runs done · now: base, seed 0", "4 of 4 runs done"]
     assert seen[0].remarks == ("1 image was skipped",)
     again = []
     try_(TASK, entries=["better"], seeds=2, store=store, listen=again.append)
@@ -236,6 +238,10 @@ def test_a_listener_that_fails_stops_the_call(store):
         ({"timeout": 0}, "timeout is 0 s; it must be above 0"),
         ({"timeout": float("nan")}, "timeout is nan s; it must be above 0"),
         ({"timeout": float("inf")}, "timeout is inf s; it must be at most 1e+06. Leave it out"),
+        ({"seeds": "5"}, "seeds is '5'; it must be a whole number."),
+        ({"workers": 2.0}, "workers is 2.0; it must be a whole number."),
+        ({"timeout": "60"}, "timeout is '60'; it must be a number of seconds."),
+        ({"entries": [3]}, "Unknown entry 3. Known: base, better,"),
         ({"budget": "quik"}, "Unknown budget 'quik'. Known: quick, full"),
         ({"setting": "standrad"}, "Unknown setting 'standrad' of task toytask:task. Did you mean 'standard'?"),
         ({"entries": ["beter"]}, "Unknown entry 'beter'. Did you mean 'better'?"),

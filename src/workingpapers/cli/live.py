@@ -30,7 +30,7 @@ class Live:
         if progress.total == 0:  # the process that prepares shows how far it is; this one keeps out of its way
             self._live.stop()
             self._seen = None
-            self._terminal.say(f"Preparing {progress.conditions.data} ...")  # features need no model: not said yet
+            self._terminal.say(str(progress))  # features need no model: not said yet
             return
         for remark in progress.remarks:
             if remark not in self._remarks:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from typing import Literal
 
 from workingpapers import __version__
@@ -26,7 +27,7 @@ LONGEST = 1_000_000  # seconds, eleven days; the system's clocks of waiting end 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a command stands; given to the listener after every change.
+    """Where a command stands; given to the listener after every change. As text it is one line.
 
     Attributes:
         conditions: what is compared.
@@ -41,6 +42,12 @@ class Progress:
     total: int
     running: tuple[str, ...]
     remarks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        if not self.total:
+            return f"Preparing {self.conditions.data} ..."
+        now = f" · now: {'; '.join(self.running)}" if self.running else ""
+        return f"{len(self.runs)} of {self.total} runs done{now}"
 
 
 def try_(
@@ -81,11 +88,12 @@ def try_(
         threads: of the numerical libraries, per run. More may be faster and change results in the last digits.
         store: where runs are kept; `default_store()` if None.
         force: repeat what the store has already.
-        listen: called with the progress after every change, from one thread at a time.
+        listen: called with the progress after every change, from one thread at a time; `print` will do.
 
     Raises:
         UserError: something given is unknown or cannot be used.
     """
+    _check_kinds({"seeds": seeds, "workers": workers, "threads": threads}, timeout)
     if seeds < 1:
         raise UserError(f"seeds is {seeds}; it must be at least 1.")
     if workers < 1:
@@ -115,6 +123,19 @@ def try_(
     with _Session(conditions, selected, kept, threads, timeout, listen) as session:
         session.run(seeds, workers, ray, force)
     return leaderboard(session.runs.values(), conditions)
+
+
+def _check_kinds(whole: dict[str, object], timeout: object) -> None:
+    """Refuse numbers that are none before anything runs.
+
+    Raises:
+        UserError: names the first.
+    """
+    for option, given in whole.items():
+        if isinstance(given, bool) or not isinstance(given, Integral):
+            raise UserError(f"{option} is {given!r}; it must be a whole number.")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, Real)):
+        raise UserError(f"timeout is {timeout!r}; it must be a number of seconds.")
 
 
 def _name(option: str, given: object) -> str | None:
