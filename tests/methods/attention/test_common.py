@@ -122,6 +122,8 @@ def test_parts_merge_to_the_whole(cut, seed, causal):
         (lambda q, k, v: (q[:1], k, v), "agree in B"),
         (lambda q, k, v: (q, k[:, :, 1:], v), "agree in B"),
         (lambda q, k, v: (q, k[..., 1:], v), "agree in B"),
+        (lambda q, k, v: (q[..., :0], k[..., :0], v), "1 or more wide"),
+        (lambda q, k, v: (q, k, v[..., :0]), "1 or more wide"),
         (lambda q, k, v: (q[:, :3], k, v), "3 query heads must be a multiple of the 2"),
         (lambda q, k, v: (q, k[:, :0], v[:, :0]), "multiple of the 0"),
     ],

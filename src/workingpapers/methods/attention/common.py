@@ -57,6 +57,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None,
         raise ValueError(f"q, k and v need one floating dtype; got {q.dtype}, {k.dtype}, {v.dtype}")
     if not q.shape[0] == k.shape[0] == v.shape[0] or k.shape[1:3] != v.shape[1:3] or q.shape[3] != k.shape[3]:
         raise ValueError(f"q, k and v must agree in B, k and v in H and T, q and k in d; got {shapes}")
+    if 0 in (q.shape[3], v.shape[3]):
+        raise ValueError(f"queries, keys and values must be 1 or more wide; got {shapes}")
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"the {q.shape[1]} query heads must be a multiple of the {k.shape[1]} key heads; got {shapes}")
     if mask is not None:

@@ -302,7 +302,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     check_inputs(q, k, v)
     if q.shape[2] > k.shape[2]:
         raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
-    if 0 in (*q.shape[:2], q.shape[3], v.shape[3]):
+    if 0 in q.shape[:2]:
         raise ValueError(f"only T may be 0; got q {tuple(q.shape)}, v {tuple(v.shape)}")
 
 
