@@ -2,22 +2,24 @@
 
 papers reproduce --all --seeds 5      # makes the runs, in hours
 python docs/reproduced.py             # reads them
+
+A paper whose runs are not all in the store keeps what is written of it, with the date of its own runs.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workingpapers.papers.card import Card
 from workingpapers.papers.catalogue import load_catalogue
-from workingpapers.runs.claims import Finding, findings
+from workingpapers.runs.claims import findings
 from workingpapers.runs.reproduce import markdown
-from workingpapers.runs.store import Store
-from workingpapers.terminal import interval
+from workingpapers.runs.store import Run, Store
 
-Found = list[tuple[Card, list[Finding]]]
+Texts = dict[str, str]  # what is written of each paper of a section, by its slug
 OUTCOMES = "reproduced", "not reproduced", "needs more seeds"
 HERE = Path(__file__).parent
 START, END = "<!-- written by docs/reproduced.py -->", "<!-- end -->"
@@ -60,55 +62,80 @@ SECTIONS: Sequence[tuple[str, str, dict[str, str | None]]] = [
 
 def main() -> None:
     """Write both files."""
-    runs = Store(None).runs()
-    parts, counted, compared = [HEAD], [], []
-    for title, remark, tasks in SECTIONS:
-        found: Found = []
-        for card in load_catalogue().values():
-            task = next((claim.check.task for claim in card.claims if claim.check), "")
-            items = findings(card, runs, data=tasks[task]) if task in tasks else []
-            if any(tasks.values()):  # another data set than the cards name: only what was measured on it
-                items = [item for item in items if item.board]
-            if any(item.command for item in items):
-                found.append((card, items))
-        if not any(tasks.values()):
-            counted += found
-        if "probe" in tasks:
-            compared.append(found)
-        parts.append("\n\n".join(part for part in (f"## {title}", remark, markdown(found)) if part) + "\n")
-    (HERE / "reproduced.md").write_text("\n".join(parts))
-    readme = HERE.parent / "README.md"
-    before, rest = readme.read_text().split(START)
-    summary = f"{counts(counted)}\n\n{FOLDED}\n\n{side_by_side(*compared)}\n\n</details>"
-    readme.write_text(f"{before}{START}\n{summary}\n{END}{rest.split(END)[1]}")
+    place, readme = HERE / "reproduced.md", HERE.parent / "README.md"
+    runs, before = Store(None).runs(), written(place.read_text())
+    after: dict[str, Texts] = {}
+    for title, _, tasks in SECTIONS:
+        texts = {card.slug: told(card, tasks, runs, before[title]) for card in load_catalogue().values()}
+        after[title] = {slug: text for slug, text in texts.items() if text}
+    parts = [HEAD]
+    for title, remark, _ in SECTIONS:
+        parts += [f"## {title}\n", *([f"{remark}\n"] if remark else []), *(f"{t}\n" for t in after[title].values())]
+    place.write_text("\n".join(parts))
+    default, cifar = (after[title] for title, _, tasks in SECTIONS if "probe" in tasks)
+    own = [after[title] for title, _, tasks in SECTIONS if not any(tasks.values())]
+    summary = f"{counts(own)}\n\n{FOLDED}\n\n{side_by_side(default, cifar)}\n\n</details>"
+    head, rest = readme.read_text().split(START)
+    readme.write_text(f"{head}{START}\n{summary}\n{END}{rest.split(END)[1]}")
 
 
-def counts(found: Found) -> str:
+def written(text: str) -> dict[str, Texts]:
+    """Return what a document of this kind says of each paper, by section."""
+    found: dict[str, Texts] = {title: {} for title, _, _ in SECTIONS}
+    for section in text.split("\n## ")[1:]:
+        title, _, papers = section.partition("\n")
+        for paper in papers.split("\n### ")[1:]:
+            slug = paper.partition("\n")[0].rpartition("`)")[0].rpartition("(`")[2]
+            found[title][slug] = f"### {paper.strip()}"
+    return found
+
+
+def told(card: Card, tasks: Mapping[str, str | None], runs: Sequence[Run], before: Texts) -> str:
+    """Return what the runs say of a paper's claims in some tasks, or what was written, or nothing."""
+    task = next((claim.check.task for claim in card.claims if claim.check), "")
+    if task not in tasks:
+        return ""
+    items = findings(card, runs, data=tasks[task])
+    if any(tasks.values()):  # another data set than the cards name: only what was measured on it
+        items = [item for item in items if item.board]
+    wanted = [item for item in items if item.command]
+    if wanted and all(item.board for item in wanted):
+        return markdown([(card, items)])
+    return before.get(card.slug, "")
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of the claims in what is written of a paper: claim, reported, measured, standing."""
+    return [line[2:-2].split(" | ") for line in text.splitlines() if line.endswith("** |")]
+
+
+def counts(sections: Sequence[Texts]) -> str:
     """Return in a sentence what became of the claims that a laptop can measure."""
-    count = Counter(item.standing for _, items in found for item in items)
+    papers = [text for section in sections for text in section.values()]
+    count = Counter(row[-1].strip("*") for text in papers for row in rows(text))
     total = sum(count[outcome] for outcome in OUTCOMES)
     return (
-        f"Of {total} claims of {len(found)} papers, {count['reproduced']} reproduced, "
+        f"Of {total} claims of {len(papers)} papers, {count['reproduced']} reproduced, "
         f"{count['not reproduced']} did not, and {count['needs more seeds']} need more seeds to tell."
     )
 
 
-def side_by_side(default: Found, cifar: Found) -> str:
+def side_by_side(default: Texts, cifar: Texts) -> str:
     """Return a table of claims with their differences on the default data and on CIFAR-10, and what was run where."""
-    there = {(card.slug, item.claim.text): item for card, items in cifar for item in items}
-    lines = ["| paper | claim | default data | CIFAR-10 |", "|---|---|---|---|"]
-    for card, items in default:
-        for item in items:
-            if item.board:
-                cells = [_cell(item), _cell(there.get((card.slug, item.claim.text)))]
-                lines.append(f"| `{card.slug}` | {item.claim.text} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", markdown(default).splitlines()[-1]])
+    there = {(slug, row[0]): _cell(row) for slug, text in cifar.items() for row in rows(text)}
+    lines = [
+        f"| `{slug}` | {row[0]} | {cell} | {there.get((slug, row[0]), '')} |"
+        for slug, text in default.items()
+        for row in rows(text)
+        if (cell := _cell(row))
+    ]
+    head = "| paper | claim | default data | CIFAR-10 |", "|---|---|---|---|"
+    return "\n".join([*head, *lines, "", max(text.splitlines()[-1] for text in default.values())])
 
 
-def _cell(item: Finding | None) -> str:
-    if item is None or not (item.metric and item.difference):
-        return ""
-    return f"{item.metric.name} {interval(item.difference, item.metric, signed=True)}: **{item.standing}**"
+def _cell(row: Sequence[str]) -> str:
+    difference = re.search(r"^(\S+) .*, difference (.+?) \(", row[2])
+    return f"{difference[1]} {difference[2]}: {row[3]}" if difference else ""
 
 
 if __name__ == "__main__":
