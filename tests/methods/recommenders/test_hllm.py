@@ -209,6 +209,9 @@ def test_comes_back_from_a_folder(tmp_path, head):
     with pytest.raises(ValueError, match=r"holds the weights \['index'\]"):
         HLLM.load(tmp_path / "model")
     held = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps(held).replace('"max_history"', '"max_histories"'))
+    with pytest.raises(ValueError, match=r"holds no HLLM: .*'max_histories'"):
+        HLLM.load(tmp_path / "model")
     (tmp_path / "model" / "model.json").write_text(json.dumps(held | {"format": "other"}))
     with pytest.raises(ValueError, match="holds 'other'; expected"):
         HLLM.load(tmp_path / "model")
@@ -231,6 +234,7 @@ def test_comes_back_from_a_folder(tmp_path, head):
         ([[1], [2]], {}, "no history holds two items"),
         ([[1, 2]], {"candidates": [1], "labels": [1]}, "learns from histories alone"),
         ([[1, 2]], {"epochs": 0}, "epochs is 0"),
+        ([[1, 2]], {"epochs": "5"}, "epochs is '5'; it must be a whole number"),
         ([[1, 2]], {"learning_rate": float("nan")}, "learning_rate nan"),
         ([[1, 2]], {"learning_rate": 1e30, "epochs": 3}, "the loss of epoch . is nan"),
     ],
@@ -267,3 +271,11 @@ def test_the_wrong_question_for_a_head_is_told(fitted):
         small(head="early").recommend([[1]])
     with pytest.raises(ValueError, match="history 0 holds 99"):
         fitted.scores([[99]])
+    with pytest.raises(ValueError, match="k is '3'; it must be a whole number"):
+        fitted.recommend([[1]], "3")
+
+
+def test_numbers_of_numpys_are_numbers(tmp_path):
+    model = small(max_history=np.int64(8), temperature=np.float32(0.5))
+    model.fit(ITEMS, [[1, 2]], epochs=np.int64(1), batch_size=np.int64(2), seed=np.int64(3)).save(tmp_path)
+    assert HLLM.load(tmp_path).options["max_history"] == 8

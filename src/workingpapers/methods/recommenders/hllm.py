@@ -37,7 +37,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from workingpapers.methods.recommenders.hllm_encoders import Items, whole_numbers
 from workingpapers.methods.recommenders.hllm_network import HLLMNetwork
-from workingpapers.methods.recommenders.options import check_types
+from workingpapers.methods.recommenders.options import as_json, check_types
 from workingpapers.methods.recommenders.training import training_progress
 
 FORMAT = "workingpapers hllm 1"
@@ -93,7 +93,7 @@ class HLLM(HLLMNetwork):
         rows, extra = self._training_rows(histories, len(tokens), candidates, labels)
         fixed = self.item.encode(tokens) if self.options["freeze_item"] else None
         optimizer, schedule = _optimizer(self, epochs * math.ceil(len(rows) / batch_size), learning_rate, weight_decay)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         self.loss_history = []
         self.train()
         with training_progress(epochs, len(rows)) as told:
@@ -196,6 +196,7 @@ class HLLM(HLLMNetwork):
         Raises:
             ValueError: as `scores`; or k items are more than there are, or than are unseen.
         """
+        check_types(HLLM.recommend, {"k": k})
         found = self.scores(histories)
         if exclude_seen:
             for row, history in zip(found, histories, strict=True):
@@ -231,14 +232,14 @@ class HLLM(HLLMNetwork):
         """Write the models, the tokenizer, all other weights, the cached vectors and the options into a folder."""
         from safetensors.torch import save_file
 
+        text = as_json({"format": FORMAT, "options": self.options, "tokenizer": self.item.tokenizer is not None})
         place = Path(folder)
         self.item.body.save_pretrained(place / "item")
         self.user.body.save_pretrained(place / "user")
         if self.item.tokenizer is not None:
             self.item.tokenizer.save_pretrained(place / "item")
         save_file(self._rest(), str(place / "model.safetensors"))
-        held = {"format": FORMAT, "options": self.options, "tokenizer": self.item.tokenizer is not None}
-        (place / "model.json").write_text(json.dumps(held, indent=1), encoding="utf-8")
+        (place / "model.json").write_text(text, encoding="utf-8")
 
     def _rest(self) -> dict[str, Tensor]:
         """Return what belongs to neither language model."""
@@ -271,7 +272,10 @@ class HLLM(HLLMNetwork):
         except SafetensorError as error:
             raise ValueError(f"the weights in {folder} are damaged: {error}") from error
         tokenizer = AutoTokenizer.from_pretrained(place / "item", local_files_only=True) if has_tokenizer else None
-        self = cls(item, user, tokenizer, **options)
+        try:
+            self = cls(item, user, tokenizer, **options)
+        except TypeError as error:
+            raise ValueError(f"{folder} holds no HLLM: {error}") from error
         if rest.keys() != self._rest().keys():
             raise ValueError(f"{folder} holds the weights {sorted(rest)}; expected {sorted(self._rest())}")
         self.index = rest["index"]
