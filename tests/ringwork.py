@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from workingpapers.methods.attention.common import dense_attention
 from workingpapers.methods.attention.ring import apply, attend_sharded, ring_attention
-from workingpapers.methods.attention.sequences import gather, pack_examples, shard
+from workingpapers.methods.attention.sequences import gather, pack_examples, positions, shard
 
 EXAMPLES = [[5, 9, 3, 8, 7], [4, 4], [9, 1, 2, 60, 33, 7, 21, 5]]
 
@@ -115,7 +115,8 @@ def in_a_model():
         dist.all_reduce(x)
     ids = torch.arange(15)[None] % 7
     with torch.no_grad():
-        logits = gather(model(shard(ids, dim=1), use_cache=False).logits, dim=1)
+        given = {"position_ids": positions(15, rank=0, size=2)[None]} if dist.get_rank() == 0 else {}
+        logits = gather(model(shard(ids, dim=1), use_cache=False, **given).logits, dim=1)
     said = []
     for options in ({"attention_mask": (shard(ids, dim=1) > 3).long()}, {"decode": True}):
         try:

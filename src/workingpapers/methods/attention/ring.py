@@ -254,9 +254,9 @@ def _attention(
 
 def _prepare(module: nn.Module, inputs: dict[str, Any], *, group: Group, layout: Layout) -> dict[str, Any]:
     tokens = inputs["inputs_embeds" if inputs.get("input_ids") is None else "input_ids"]
+    rank, size = place(group)  # all processes exchange lengths, whatever each was given: one that waits would wait on
+    length = whole_length([held for (held,) in exchanged([tokens.shape[1]], tokens.device, group)], layout)
     if inputs.get("position_ids") is None:
-        rank, size = place(group)
-        length = whole_length([held for (held,) in exchanged([tokens.shape[1]], tokens.device, group)], layout)
         inputs["position_ids"] = positions(length, rank=rank, size=size, layout=layout)[None].to(tokens.device)
     if inputs.get("attention_mask") is None:  # else jumps in the positions are taken for packed sequences
         inputs["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
