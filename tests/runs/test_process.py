@@ -164,7 +164,7 @@ def test_peak_memory_is_each_call_s_own(executor):
     assert len(mine) == 400 * 2**20
 
 
-@pytest.mark.parametrize("address", ["nonsense", "host", "host:port", "ray://", ":"])
+@pytest.mark.parametrize("address", ["nonsense", "host", "host:port", "host:²", "ray://", ":"])
 def test_what_is_no_ray_address_is_refused(address):
     pytest.importorskip("ray")
     with pytest.raises(UserError, match=f"'{address}' is not a Ray address"):

@@ -1,4 +1,4 @@
-"""Settings: the secret that is made once."""
+"""Settings: what cannot be read is named, and the secret is made once."""
 
 import errno
 import os
@@ -23,3 +23,10 @@ def test_a_secret_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
             load_settings()
     assert load_settings().secret == load_settings().secret
     assert [file.name for file in (tmp_path / "workingpapers").iterdir()] == ["site.secret"]
+
+
+@pytest.mark.parametrize("value", ["-1", "two", "²"])
+def test_a_number_that_is_none_is_named(monkeypatch, value):
+    monkeypatch.setenv("WORKINGPAPERS_PROXIES", value)
+    with pytest.raises(UserError, match=f"WORKINGPAPERS_PROXIES must be a whole number, 0 or more; got '{value}'"):
+        load_settings(secret="s" * 32)

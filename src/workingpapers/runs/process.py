@@ -319,7 +319,7 @@ def _check_answers(address: str) -> None:
     if address in ("local", "auto"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal():
         raise UserError(f"{address!r} is not a Ray address. Allowed: host:port, ray://host:port, local, auto.")
     try:
         with socket.create_connection((host, int(port)), timeout=5) as connection:

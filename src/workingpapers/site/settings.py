@@ -121,6 +121,6 @@ def _switch(name: str, default: str) -> bool:
 
 def _whole(name: str) -> int:
     value = os.environ.get(name, "0").strip()
-    if not value.isdigit():
+    if not value.isdecimal():
         raise UserError(f"{name} must be a whole number, 0 or more; got {value!r}.")
     return int(value)

@@ -45,6 +45,7 @@ def test_arxiv_is_asked_once_in_three_seconds():
     [
         Answer(status=503),
         Answer(status=429, headers={"Retry-After": "x"}),
+        Answer(status=429, headers={"Retry-After": "²"}),
         Answer(status=500),
         Answer(b'{"fine": tru'),  # whole by its length, but no JSON
         Answer(b'{"fine": true}', cut=3),

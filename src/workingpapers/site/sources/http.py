@@ -267,11 +267,11 @@ class _Answer:
             return None
         told = self.headers.get("retry-after", "")
         reset = self.headers.get("x-ratelimit-reset", "")
-        if told.isdigit():
+        if told.isdecimal():
             return max(float(told), otherwise)
         if told:
             try:
                 return max(parsedate_to_datetime(told).timestamp() - time.time(), otherwise)
             except ValueError:
                 return otherwise
-        return max(float(reset) - time.time(), otherwise) if reset.isdigit() else otherwise
+        return max(float(reset) - time.time(), otherwise) if reset.isdecimal() else otherwise

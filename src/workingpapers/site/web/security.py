@@ -254,7 +254,7 @@ class _Measured:
 
     def expect(self, length: str | None) -> None:
         """Refuse what announces itself as too large."""
-        if length is not None and (not length.isdigit() or int(length) > MOST_BODY):
+        if length is not None and (not length.isdecimal() or int(length) > MOST_BODY):
             raise _TooLarge
 
     async def __call__(self) -> Message:
