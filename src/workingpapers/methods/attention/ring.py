@@ -254,7 +254,7 @@ def _attention(
 
 def _prepare(module: nn.Module, inputs: dict[str, Any], *, group: Group, layout: Layout) -> dict[str, Any]:
     tokens = inputs["inputs_embeds" if inputs.get("input_ids") is None else "input_ids"]
-    rank, size = place(group)  # all processes exchange lengths, whatever each was given: one that waits would wait on
+    rank, size = place(group)  # lengths are exchanged whatever a process was given, lest it waits for others
     length = whole_length([held for (held,) in exchanged([tokens.shape[1]], tokens.device, group)], layout)
     if inputs.get("position_ids") is None:
         inputs["position_ids"] = positions(length, rank=rank, size=size, layout=layout)[None].to(tokens.device)
