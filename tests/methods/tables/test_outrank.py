@@ -357,6 +357,7 @@ def test_bad_input_is_named():
     for options, message in [
         ({"k": 0}, "k is 0"),
         ({"k": "3"}, "k is '3'; it must be a whole number"),
+        ({"beta": np.nan}, "alpha is 1.0 and beta nan"),
         ({"method": "4mr"}, "Unknown method '4mr'"),
         ({"agg": "max"}, "Unknown agg 'max'"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -367,3 +368,7 @@ def test_bad_input_is_named():
         cardinality_aware_mi(pd.Series([[1], [2]]), [0, 1])
     with pytest.raises(ValueError, match="X has 2 rows and y 1"):
         OutRankSelector().fit(pd.DataFrame({"a": [1, 2]}), [0])
+    with pytest.raises(ValueError, match="0 feature"):
+        OutRankSelector().fit(pd.DataFrame(index=[0, 1]), [0, 1])
+    with pytest.raises(ValueError, match="batch_size is '9'; it must be a whole number"):
+        rank_file("log.csv", "y", batch_size="9")

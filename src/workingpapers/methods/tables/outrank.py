@@ -218,7 +218,7 @@ class OutRankSelector(SelectorMixin, BaseEstimator):
     def _columns(self, X: Any, y: Any, *, reset: bool) -> tuple[list[Codes], Codes]:
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        if isinstance(X, pd.DataFrame) and len(X):
+        if isinstance(X, pd.DataFrame) and X.size:
             validate_data(self, X, reset=reset, skip_check_array=True)
             labels = column_or_1d(y)
             if len(labels) != len(X):
@@ -238,6 +238,8 @@ class OutRankSelector(SelectorMixin, BaseEstimator):
 
     def _check_options(self) -> None:
         check_options(self)
+        if not np.isfinite([self.alpha, self.beta]).all():
+            raise ValueError(f"alpha is {self.alpha} and beta {self.beta}; they must be finite")
         if self.k < 1:
             raise ValueError(f"k is {self.k}; it must be 1 or more")
         if self.batch_size is not None and self.batch_size < 1:
@@ -326,6 +328,7 @@ def rank_file(
     """
     selector = OutRankSelector(method=method, null=null, random_state=random_state)
     selector._check_options()
+    check_types(rank_file, {"batch_size": batch_size})
     if batch_size < 2:
         raise UserError(f"batch_size is {batch_size}; it must be 2 or more.")
     rows, filled, sketches = 0, pd.Series(dtype=np.float64), dict[str, Distinct]()
