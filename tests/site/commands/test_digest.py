@@ -85,3 +85,18 @@ def test_with_every_it_stays_and_looks_again(page, monkeypatch):
     assert slept == [600, 600]
     assert "1 mail sent" in result.output
     assert "Nobody is due" in result.output
+
+
+def test_with_every_it_outlives_a_database_that_is_away(page, monkeypatch):
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        outbox.create(page)
+        if len(slept) == 2:
+            raise KeyboardInterrupt
+
+    outbox.drop(page)
+    monkeypatch.setattr(time, "sleep", sleep)
+    result = CliRunner().invoke(digest, ["--every", "10"])
+    assert "The page's database cannot be used: no such table: outbox. It is looked at again." in result.output

@@ -34,6 +34,10 @@ def digest(every: int | None, dry_run: bool, database: str | None) -> None:
     """
     import time
 
+    from sqlalchemy.exc import OperationalError
+
+    from workingpapers import terminal
+    from workingpapers.errors import first_line
     from workingpapers.site.database import open_database
     from workingpapers.site.search.engine import Searcher
     from workingpapers.site.settings import load_settings
@@ -45,7 +49,13 @@ def digest(every: int | None, dry_run: bool, database: str | None) -> None:
         _show(engine, finder)
         return
     while True:
-        _once(engine, settings, finder)
+        try:
+            _once(engine, settings, finder)
+        except OperationalError as error:
+            if every is None:
+                raise
+            reason = first_line(error.orig or error)
+            terminal.say(f"The page's database cannot be used: {reason}. It is looked at again.")
         if every is None:
             return
         time.sleep(60 * every)
