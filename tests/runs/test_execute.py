@@ -241,6 +241,8 @@ def test_a_listener_that_fails_stops_the_call(store):
         ({"seeds": "5"}, "seeds is '5'; it must be a whole number."),
         ({"workers": 2.0}, "workers is 2.0; it must be a whole number."),
         ({"timeout": "60"}, "timeout is '60'; it must be a number of seconds."),
+        ({"label": 3}, "label is 3; it must be the name of a column."),
+        ({"label": ""}, "label is ''; it must be the name of a column."),
         ({"entries": [3]}, "Unknown entry 3. Known: base, better,"),
         ({"budget": "quik"}, "Unknown budget 'quik'. Known: quick, full"),
         ({"setting": "standrad"}, "Unknown setting 'standrad' of task toytask:task. Did you mean 'standard'?"),

@@ -109,6 +109,8 @@ def try_(
     entries = None if entries is None else list(entries)
     if entries == []:
         raise UserError(f"entries holds no name. `papers entries {task}` lists them; leave it out for all.")
+    if not isinstance(label, str) or not label:  # it is kept with each run, where others read it as a text
+        raise UserError(f"label is {label!r}; it must be the name of a column.")
     data, model = _name("data", data), _name("model", model)
     chosen = load_task(task).setting(setting)
     if model and not chosen.model:
