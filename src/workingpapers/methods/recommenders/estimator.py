@@ -227,7 +227,8 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         if isinstance(X, (str, Path)):
             raise ValueError(f"X is the path {str(X)!r}; here rows are needed, such as pandas.read_parquet reads")
         rowlike = X[0] if isinstance(X, list) and X else X
-        if isinstance(rowlike, Mapping) or hasattr(X, "collect"):
+        named = isinstance(rowlike, Mapping) and not hasattr(rowlike, "shape")  # some sparse arrays are dicts
+        if named or hasattr(X, "collect"):
             kind = type(X).__name__
             raise ValueError(
                 f"X is a {kind}, no table; make one of it: pandas.DataFrame(X), or X.collect() if it is lazy"

@@ -218,7 +218,9 @@ class OutRankSelector(SelectorMixin, BaseEstimator):
     def _columns(self, X: Any, y: Any, *, reset: bool) -> tuple[list[Codes], Codes]:
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        if isinstance(X, pd.DataFrame) and X.size:
+        if isinstance(X, pd.DataFrame) and not len(X.columns):
+            raise ValueError("X has no columns to rank")
+        if isinstance(X, pd.DataFrame) and len(X):
             validate_data(self, X, reset=reset, skip_check_array=True)
             labels = column_or_1d(y)
             if len(labels) != len(X):
