@@ -140,6 +140,17 @@ def existing_file(name: str | Path) -> Path:
     return path
 
 
+def has_no_room(folder: Path) -> bool:
+    """Tell whether less than 64 KiB are free, of which a write of SQLite takes 32; it calls that a disk I/O error."""
+    import shutil
+
+    try:
+        found = shutil.disk_usage(folder)
+        return found.total > 0 and found.free < 2**16  # file systems such as /proc have no size at all
+    except OSError:
+        return False
+
+
 def no_file(name: str | Path, what: str = "file") -> UserError:
     """Return the error for a file that isn't there, with those in its folder whose names are like it."""
     alike = " or ".join(map(repr, similar_files(name)))

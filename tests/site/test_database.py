@@ -1,7 +1,9 @@
 """The page's database opens, migrates once, refuses what it can't read, and takes two writers."""
 
+import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
@@ -168,9 +170,16 @@ def test_what_cannot_be_opened_is_named(url):
         open_database(url)
 
 
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    (tmp_path / "site.sqlite").mkdir()  # which SQLite cannot open
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=2**30, free=0))
+    with pytest.raises(UserError, match="cannot be opened: its disk is full"):
+        open_database(f"sqlite:///{tmp_path}/site.sqlite")
+
+
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "site.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(UserError, match="cannot be opened"):
+    with pytest.raises(UserError, match="cannot be opened: file is not a database"):  # without the driver's class
         open_database(f"sqlite:///{tmp_path}/site.sqlite")
 
 

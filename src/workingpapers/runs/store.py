@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from workingpapers.errors import UserError, first_line
+from workingpapers.errors import UserError, first_line, has_no_room
 
 SCHEMA_VERSION = 1
 Budget = Literal["quick", "full"]
@@ -269,18 +269,8 @@ class _File:
                     connection.execute(sql, dict(values))
                 connection.execute("COMMIT")
         except (sqlite3.DatabaseError, OSError) as error:
-            reason = "its disk is full" if self._has_no_room() else error
+            reason = "its disk is full" if has_no_room(self._path.parent) else error
             raise UserError(f"The store {self._path} cannot be written: {reason}. Name another --store.") from error
-
-    def _has_no_room(self) -> bool:
-        """Tell whether less than 64 KiB are free, of which a write takes 32; SQLite calls that a disk I/O error."""
-        import shutil
-
-        try:
-            found = shutil.disk_usage(self._path.parent)
-            return found.total > 0 and found.free < 2**16  # file systems such as /proc have no size at all
-        except OSError:
-            return False
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError, NoSuchModuleError, SQLAlchemyError
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, first_line, has_no_room
 from workingpapers.site.schema import metadata
 
 _WAIT_MS = 30_000  # that a writer waits for its turn
@@ -88,7 +88,10 @@ def open_database(url: str) -> Engine:
             event.listen(engine, "checkout", _drop_if_closed)
         _migrate(engine, shown)
     except (SQLAlchemyError, ArgumentError, NoSuchModuleError, ModuleNotFoundError, OSError) as error:
-        raise UserError(f"The page's database {shown} cannot be opened: {str(error).splitlines()[0]}") from error
+        reason = first_line(getattr(error, "orig", None) or error)  # the driver's own words
+        if shown.startswith("sqlite:///") and has_no_room(Path(shown.removeprefix("sqlite:///")).parent):
+            reason = "its disk is full"
+        raise UserError(f"The page's database {shown} cannot be opened: {reason}") from error
     return engine
 
 
