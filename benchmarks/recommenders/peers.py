@@ -1,6 +1,6 @@
 """Train the same click models here, in DeepCTR-Torch and in FuxiCTR, on the same rows: rows per second, AUC, equality.
 
-    pip install --no-deps --target peers deepctr-torch fuxictr polars polars-runtime-32
+    pip install --no-deps --target peers deepctr-torch fuxictr h5py polars polars-runtime-32
     git clone https://github.com/reczoo/FuxiCTR        # its models, which its package leaves out
     PYTHONPATH=peers python benchmarks/recommenders/peers.py --zoo FuxiCTR/model_zoo [--data flights] [--seeds 3]
 
@@ -86,8 +86,8 @@ def clicks(rng: np.random.Generator, logit: NDArray[np.float64]) -> NDArray[np.i
     return clicked.astype(np.int64)
 
 
-def columns(rows: int) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    rng = np.random.default_rng(0)
+def columns(rows: int, seed: int = 0) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
     sizes = np.geomspace(LEAST, MOST, COLUMNS).astype(int)
     table = {f"c{i}": power_law(rng, n, rows) for i, n in enumerate(sizes)}
     vectors = [rng.normal(size=(n, 4))[table[f"c{i}"]] for i, n in enumerate(sizes)]
@@ -116,11 +116,16 @@ def data(name: str, source: str, rows: int) -> Data:
         table = table.rename(columns={"film": "item", "liked_films": "past"})
     if name != "DIN":
         table = table.drop(columns="past", errors="ignore")
+    return encoded(table, labels, held)
+
+
+def encoded(table: pd.DataFrame, labels: NDArray[np.int64], held: NDArray[np.bool_]) -> Data:
+    """Return rows as ids, by the vocabularies of those that are not held back."""
     kinds = {str(column): "sequence of item" if column == "past" else "categorical" for column in table}
     schema = Schema.fit([table[~held]], kinds=kinds, length=STEPS)
-    encoded = schema.encode(table)
+    ids = schema.encode(table)
     train, test = (torch.from_numpy(np.flatnonzero(part)) for part in (~held, held))
-    return Data(schema, encoded[train], torch.from_numpy(labels[~held]), encoded[test], labels[held])
+    return Data(schema, ids[train], torch.from_numpy(labels[~held]), ids[test], labels[held])
 
 
 @dataclass(frozen=True)
