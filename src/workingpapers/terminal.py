@@ -295,10 +295,9 @@ def show_card(card: Card, found: Sequence[Finding], state: str) -> RenderableTyp
     ]
     for name, value in rows:
         facts.add_row(Text(name, style="dim"), value)
-    dated = card.venue if str(card.year) in card.venue else f"{card.venue}, {card.year}"
     parts: list[RenderableType] = [
         Text(card.title, style="bold"),
-        Text(f"{dated} · {card.slug}", style="dim"),
+        Text(f"{card.appeared} · {card.slug}", style="dim"),
         Text(""),
         Text(" ".join(card.summary.split())),
         Text(""),

@@ -87,6 +87,14 @@ def test_what_does_not_fit_is_refused(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("venue", "appeared"),
+    [("ICCV 2023", "ICCV 2023"), ("arXiv", "arXiv, 2023"), ("KDD 2024", "KDD 2024, first in 2023")],
+)
+def test_two_years_are_told_apart(tmp_path, venue, appeared):
+    assert read(tmp_path, CARD.replace("ICCV 2023", venue)).appeared == appeared
+
+
 def test_claims_of_one_id_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"Card a-paper.toml: .*distinct ids.*first"):
         read(tmp_path, CARD + CARD[CARD.index("[[claims]]") :])

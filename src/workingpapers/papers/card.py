@@ -138,6 +138,13 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         if (self.method is None) != (self.usage is None):
             raise ValueError("method and usage go together: name both or neither")
 
+    @property
+    def appeared(self) -> str:
+        """Where and when: "ICCV 2023", "arXiv, 2024", or "KDD 2018, first in 2017" after a preprint."""
+        if str(self.year) in self.venue:
+            return self.venue
+        return f"{self.venue}, {'first in ' if self.venue[-4:].isdecimal() else ''}{self.year}"
+
 
 def read_card(path: Path) -> Card:
     """Read and validate a card.
