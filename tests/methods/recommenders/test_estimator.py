@@ -152,6 +152,8 @@ def test_bad_options_and_folders_are_named(tmp_path):
     table, y = pd.DataFrame({"a": list("abab")}), [0, 1, 0, 1]
     with pytest.raises(ValueError, match="validation is 1"):
         FMClassifier(validation=1).fit(table, y)
+    with pytest.raises(ValueError, match=r"validation is 0\.999; of 300 rows it leaves"):
+        FMClassifier(validation=0.999).fit(*impressions(300))
     with pytest.raises(ValueError, match="Unknown table 'foll'"):
         FMClassifier(table="foll").fit(table, y)
     with pytest.raises(FileNotFoundError):
@@ -274,6 +276,23 @@ def test_the_default_device_and_the_callers_draws_are_left_alone(data, tmp_path)
         torch.set_default_device(None)
     assert torch.equal(before, torch.get_rng_state())
     np.testing.assert_allclose(found, wanted, atol=1e-6)  # compiled loops round differently
+
+
+@pytest.mark.parametrize("switched_off", [torch.no_grad, torch.inference_mode])
+def test_models_are_trained_where_gradients_are_switched_off(switched_off, data):
+    (table, y), (held, _) = data
+    options = {"kinds": KINDS, "max_epochs": 1, "random_state": 0, "device": "cpu"}
+    with switched_off():
+        found = FMClassifier(**options).fit(table, y)
+    wanted = FMClassifier(**options).fit(table, y).decision_function(held)
+    np.testing.assert_array_equal(found.decision_function(held), wanted)
+
+
+def test_masked_numbers_are_missing():
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    masked = np.ma.array(X, mask=X > 1)
+    model = FMClassifier(max_epochs=1, random_state=0).fit(masked, [0, 1] * 20)
+    np.testing.assert_array_equal(model.predict_proba(masked), model.predict_proba(np.where(X > 1, np.nan, X)))
 
 
 def test_damaged_weights_are_named(tmp_path):

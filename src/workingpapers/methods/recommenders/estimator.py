@@ -253,6 +253,8 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
             return X
         if not reset and hasattr(self, "feature_names_in_"):
             raise ValueError(f"X is no table, but the model goes by its columns: {self.feature_names_in_.tolist()}")
+        if isinstance(X, np.ma.MaskedArray):  # scikit-learn would take what lies behind the mask
+            X = X.astype(np.float64).filled(np.nan)
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan", "reset": reset}
         try:
             array = validate_data(self, X, y, **options)[0] if reset else validate_data(self, X, **options)
@@ -366,6 +368,8 @@ def _split(targets: NDArray[np.int64], share: float, seed: int) -> tuple[Tensor,
     everything = np.arange(len(targets))
     if share == 0 or np.bincount(targets).min() * share < 1:
         return torch.from_numpy(everything), torch.from_numpy(everything[:0])
+    if len(targets) * (1 - share) < 2:
+        raise ValueError(f"validation is {share}; of {len(targets)} rows it leaves none of a class to train on")
     kept, held = train_test_split(everything, test_size=float(share), stratify=targets, random_state=seed)
     return torch.from_numpy(kept), torch.from_numpy(held)
 

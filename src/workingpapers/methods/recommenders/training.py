@@ -86,10 +86,11 @@ def seeded(seed: int) -> Iterator[None]:
     """Let torch draw numbers by a seed, and leave its generators as they were.
 
     All threads share these, so that one thread draws at a time. Tensors are made on the CPU unless code says where,
-    whatever the default device is.
+    whatever the default device is, and can be trained, whether gradients are switched off or not.
     """
     default = torch.get_default_device()
-    with _DRAWING, torch.random.fork_rng(), nullcontext() if default.type == "cpu" else torch.device("cpu"):
+    place = nullcontext() if default.type == "cpu" else torch.device("cpu")
+    with _DRAWING, torch.random.fork_rng(), place, torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         yield
 
