@@ -113,11 +113,12 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
 
         Where X is a path, y is the name of its column of labels. The file is read twice, and the encoded rows (four
         bytes a value) lie in a temporary folder while training runs; rows to stop early by are drawn regardless of
-        their labels.
+        their labels. On a terminal a bar shows how far it is, from two seconds on.
 
         Raises:
-            ValueError: labels that are missing or not of two kinds, lengths that differ, columns that cannot be read,
-                a file that is cut off.
+            ValueError: options of a wrong type or out of their range; labels that are missing, not of two kinds, or
+                neither text, whole numbers nor booleans; lengths that differ; columns that cannot be read; a file that
+                is cut off.
         """
         try:
             return self._fit(X, y)
@@ -254,7 +255,7 @@ class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
         if not reset and hasattr(self, "feature_names_in_"):
             raise ValueError(f"X is no table, but the model goes by its columns: {self.feature_names_in_.tolist()}")
         if isinstance(X, np.ma.MaskedArray):  # scikit-learn would take what lies behind the mask
-            X = X.astype(np.float64).filled(np.nan)
+            X = np.ma.filled(X.astype(np.float64), np.nan)
         options = {"dtype": np.float64, "ensure_all_finite": "allow-nan", "reset": reset}
         try:
             array = validate_data(self, X, y, **options)[0] if reset else validate_data(self, X, **options)

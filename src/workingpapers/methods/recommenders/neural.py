@@ -52,7 +52,7 @@ class NeuralRecommender(MergedOptions, SequenceRecommender):
     """A recommender whose network is trained by AdamW; subclasses define `_build`.
 
     The last item of every training history with three or more is held out; the epoch with the best NDCG@10 on these
-    over the full catalogue is kept.
+    over the full catalogue is kept. On a terminal a bar shows how far training is, from two seconds on.
 
     Args:
         dim: d, the width of the vectors (64).
