@@ -109,3 +109,10 @@ def test_the_nearest_of_two_types_of_an_option_counts():
     check_options(Typed(rate="not annotated"))
     with pytest.raises(ValueError, match="size is 4; it must be text"):
         check_options(Text(size=4))
+
+
+def test_types_that_are_not_imported_are_not_checked():
+    def function(size: "Missing" = 3):  # noqa: F821
+        """Take a type that is known to type checkers alone."""
+
+    check_types(function, {"size": "any"})

@@ -63,7 +63,10 @@ def check_types(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
         ValueError: names the first such argument, its value, and what is allowed, or the nearest of allowed names.
     """
     wanted = SimpleNamespace(__annotations__={name: function.__annotations__[name] for name in given})
-    hints = get_type_hints(wanted, function.__globals__)
+    try:
+        hints = get_type_hints(wanted, function.__globals__)
+    except NameError:  # a user's class may name types that are imported for type checkers alone
+        return
     for name, value in given.items():
         if get_origin(hints[name]) is Literal and isinstance(value, str) and value not in get_args(hints[name]):
             raise unknown_name(name, value, get_args(hints[name]))
