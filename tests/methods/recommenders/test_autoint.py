@@ -239,3 +239,12 @@ def test_weights_start_as_in_the_authors_code(official):
         # of a uniform draw; by 6,400 numbers or more its deviation is met to 2 %, five times that of the estimate
         assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
         assert layer.bias is None or not layer.bias.any()
+
+
+def test_a_network_beside_it_starts_by_glorot_too():
+    torch.manual_seed(0)
+    for layer in AutoInt(10, 16, hidden_units=(64, 32)).deep:
+        if isinstance(layer, torch.nn.Linear):
+            bound = (6 / (layer.in_features + layer.out_features)) ** 0.5
+            assert 0.95 * bound < float(layer.weight.detach().abs().max()) <= bound
+            assert not layer.bias.any()

@@ -17,6 +17,7 @@ from workingpapers.methods.recommenders.baselines import (
     FMClassifier,
     IPNNClassifier,
     MLPClickClassifier,
+    TableMLPClassifier,
 )
 from workingpapers.methods.recommenders.schema import Schema
 
@@ -77,8 +78,17 @@ def test_networks_start_by_he_et_al_and_from_small_vectors(kind):
         (FMClassifier, {}),
         (AutoIntClassifier, {}),
         (MLPClickClassifier, {"table": "hash"}),
+        (TableMLPClassifier, {}),
         (MLPClickClassifier, {"table_options": {"init_scale": 0.01}}),
     ],
 )
 def test_other_vectors_start_as_in_the_papers_or_as_asked(kind, options):
     assert float(built(kind, **options).embedding.table.table.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("kind", "options"), [(MLPClickClassifier, {"table": "hash"}), (TableMLPClassifier, {})])
+def test_networks_to_compare_tables_with_start_as_torch_draws_them(kind, options):
+    layers = [layer for layer in built(kind, **options).body.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        assert 0 < float(layer.weight.detach().abs().max()) <= layer.in_features**-0.5
+        assert layer.bias.any()

@@ -179,8 +179,8 @@ class AutoInt(nn.Module):
             for i in range(layers)
         )
         self.out = nn.Linear(fields * (width if layers else dim), 1)
-        _started(self.out)
         self.deep = None if hidden_units is None else mlp(fields * dim, tuple(hidden_units), dropout=dropout)
+        _started(self.out, *(layer for layer in self.deep or () if isinstance(layer, nn.Linear)))
 
     def forward(self, e: Tensor) -> Tensor:
         """Return logits (B,) of embedded fields (B, M, d)."""

@@ -142,17 +142,4 @@ def mlp(width: int, hidden: tuple[int, ...], *, dropout: float = 0.0, out: int =
     for size in hidden:
         layers += [nn.Linear(width, size), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         width = size
-    network = nn.Sequential(*layers, nn.Linear(width, out))
-    he_normal(network)
-    return network
-
-
-def he_normal(network: nn.Module) -> None:
-    """Draw the weights of linear layers from a normal distribution of variance 2 / in, and set biases to 0.
-
-    Signals then keep their size through layers of ReLU. Source: He et al., "Delving Deep into Rectifiers", ICCV 2015.
-    """
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers, nn.Linear(width, out))

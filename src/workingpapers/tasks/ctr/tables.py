@@ -33,13 +33,10 @@ OWN_SIZE: dict[str, dict[str, Any]] = {
 
 def network(train: Examples, context: Context, table: str = "full", *, dim: int = DIM, **options: Any) -> Any:
     """Return the network on a table, tuned."""
-    from workingpapers.methods.recommenders.baselines import MLPClickClassifier
-    from workingpapers.methods.recommenders.estimator import ClickClassifier
+    from workingpapers.methods.recommenders.baselines import TableMLPClassifier
     from workingpapers.tasks.ctr.examples import tuned
 
-    if table == "full":  # vectors that start as those of all other tables do
-        options["init_scale"] = ClickClassifier.init_scale
-    return tuned(train, context, MLPClickClassifier, table=table, table_options=options, dim=dim)
+    return tuned(train, context, TableMLPClassifier, table=table, table_options=options, dim=dim)
 
 
 def _unlogged(context: Context) -> Context:
