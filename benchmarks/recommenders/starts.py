@@ -32,8 +32,6 @@ MODELS = {"MLP": MLPClickClassifier(dim=16, hidden=(128, 64)), "DeepFM": OURS["D
 # By name: how the weights of linear layers are drawn, None as torch does, and the deviation of vectors.
 STARTS: dict[str, tuple[Callable[[Tensor], Any] | None, float]] = {
     "torch, 0.01": (None, 0.01),
-    "torch, 0.001": (None, 0.001),
-    "Glorot, 0.001": (nn.init.xavier_normal_, 0.001),
     "Glorot, 0.0001": (nn.init.xavier_normal_, 0.0001),
     "He, 0.01": (nn.init.kaiming_normal_, 0.01),
     "He, 0.001": (nn.init.kaiming_normal_, 0.001),

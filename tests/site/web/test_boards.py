@@ -51,7 +51,7 @@ def test_other_conditions_without_a_model_name_none(world, client, tmp_path, mon
     for one in (run, replace(run, key="features", data="mine.npz", model_fingerprint="")):
         store.save(one)
     kept = Measured(store)
-    monkeypatch.setattr(world.app.state, "measured", kept)
+    monkeypatch.setattr(world.app.state.measured, "now", kept.now)
     name = next(name for name in kept.now().boards if "openmoji" in name)
     assert ">mine.npz</a>" in client.get(f"/leaderboards/{name}?nothing=kept").text
 
@@ -89,5 +89,5 @@ def test_numbers_are_narrowed_to_a_machine(client, names):
 
 
 def test_an_empty_store_says_how_to_fill_it(client, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(world.app.state, "measured", Measured(Store(str(tmp_path / "none.sqlite"))))
+    monkeypatch.setattr(world.app.state.measured, "now", Measured(Store(str(tmp_path / "none.sqlite"))).now)
     assert "papers try probe" in client.get("/leaderboards?nothing=kept").text
