@@ -9,7 +9,8 @@ most eight epochs, and no longer than two past the best validation AUC, whose we
 the best mean of these AUCs over the first seeds (`--tuning`), and is used for all. The table tells what the rows that
 are held back for testing then say: the mean AUC, and ours less the peer's, seeds being paired, with its 95 % interval
 by Student's t: how training varies, not how another draw of test rows would. Each run's result lies in a file of
-`--results`, so that a call goes on where the last one ended.
+`--results`, so that a call goes on where the last one ended. Libraries draw first weights in different ways; with
+`--alike` ours are drawn as FuxiCTR's.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peers import BATCH, OURS, Data, Maker, data, libraries
+from peers import BATCH, OURS, Data, Learner, Maker, data, libraries, ours
 from scipy import stats
+from torch import nn
 
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.training import Plan, train
@@ -66,6 +68,19 @@ def run(library: str, make: Maker, name: str, part: Data, test: Data, seed: int,
     return {"valid": reached, "test": auc(test.held_labels, learner.scores(test.held))}
 
 
+def alike(name: str, data: Data, seed: int, rate: float) -> Learner:
+    """Return our model, started as FuxiCTR starts its own: Glorot's normal draw, biases 0, vectors of 0.0001."""
+    learner = ours(name, data, seed, rate)
+    for module in learner.network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=1e-4)
+    return learner
+
+
 class Runs:
     """Runs of one model on one kind of data, each done once.
 
@@ -81,7 +96,8 @@ class Runs:
 
     def get(self, library: str, seed: int, rate: float) -> dict[str, Any]:
         """Return what `run` does."""
-        file = self.folder / f"{self.source} {len(self.found.rows)} {self.name} {library} {rate} {seed}.json"
+        drawn = "alike" if self.makers[library] is alike else library
+        file = self.folder / f"{self.source} {len(self.found.rows)} {self.name} {drawn} {rate} {seed}.json"
         if not file.exists():
             with contextlib.redirect_stdout(io.StringIO()):
                 made = run(library, self.makers[library], self.name, self.part, self.found, seed, rate)
@@ -117,6 +133,7 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=2, help="of how many the learning rate is chosen by")
     parser.add_argument("--zoo", type=Path, help="the folder model_zoo of a clone of FuxiCTR")
     parser.add_argument("--only", choices=OURS, help="one model")
+    parser.add_argument("--alike", action="store_true", help="draw our first weights as FuxiCTR draws its own")
     parser.add_argument("--results", type=Path, default=Path("peers-tuned"), help="the folder of results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -131,6 +148,8 @@ def main() -> None:
             makers = libraries(given.zoo, Path(folder))
             if name == "FGCNN":
                 makers.pop("DeepCTR-Torch", None)  # it has none
+            if given.alike:
+                makers["workingpapers"] = alike
             runs = Runs(name, given.data, data(name, given.data, given.rows), makers, given.results)
             runs.show(given.seeds, given.tuning)
 
