@@ -22,6 +22,7 @@ import io
 import json
 import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ import pandas as pd
 import torch
 from peers import BATCH, OURS, Data, Learner, Maker, data, libraries, ours
 from scipy import stats
-from torch import nn
+from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.training import Plan, train
@@ -68,16 +69,23 @@ def run(library: str, make: Maker, name: str, part: Data, test: Data, seed: int,
     return {"valid": reached, "test": auc(test.held_labels, learner.scores(test.held))}
 
 
-def alike(name: str, data: Data, seed: int, rate: float) -> Learner:
-    """Return our model, started as FuxiCTR starts its own: Glorot's normal draw, biases 0, vectors of 0.0001."""
-    learner = ours(name, data, seed, rate)
-    for module in learner.network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_normal_(module.weight)
+def drawn(network: nn.Module, draw: Callable[[Tensor], Any] | None, scale: float) -> None:
+    """Draw the weights of linear layers anew, by None as torch does, else with biases 0; and vectors of a deviation."""
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=scale)
+        elif isinstance(module, nn.Linear) and draw is None:
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear) and draw:
+            draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=1e-4)
+
+
+def alike(name: str, data: Data, seed: int, rate: float) -> Learner:
+    """Return our model, started as FuxiCTR starts its own."""
+    learner = ours(name, data, seed, rate)
+    drawn(learner.network, nn.init.xavier_normal_, 1e-4)
     return learner
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peers import BATCH, OURS, Data, columns, data, encoded
-from peers_tuned import EPOCHS, PATIENCE, RATES, parted
+from peers_tuned import EPOCHS, PATIENCE, RATES, drawn, parted
 from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.baselines import MLPClickClassifier
@@ -50,24 +50,11 @@ def parts(source: str, rows: int) -> tuple[Data, Data]:
     return part, replace(part, held=part.schema.encode(table[-FRESH:]), held_labels=labels[-FRESH:])
 
 
-def drawn(model: nn.Module, start: str) -> None:
-    """Draw the weights of a model by a start."""
-    draw, scale = STARTS[start]
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=scale)
-        elif isinstance(module, nn.Linear) and draw is None:
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear) and draw:
-            draw(module.weight)
-            nn.init.zeros_(module.bias)
-
-
 def reached(name: str, start: str, rate: float, seed: int, part: Data, counted: Data) -> tuple[float, float]:
     """Return the AUC on the rows to choose by, and on those that count."""
     torch.manual_seed(seed)
     model = MODELS[name]._build(part.schema)
-    drawn(model, start)
+    drawn(model, *STARTS[start])
     plan = Plan(learning_rate=rate, batch_size=BATCH, max_epochs=EPOCHS, patience=PATIENCE)
     valid = part.held, torch.from_numpy(part.held_labels)
     chosen = max(train(model, part.rows, part.labels, plan, valid=valid, seed=seed).auc)
