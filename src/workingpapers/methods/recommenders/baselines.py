@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.crossing import cross, crossed
-from workingpapers.methods.recommenders.estimator import ClickClassifier
+from workingpapers.methods.recommenders.estimator import SMALL, ClickClassifier
 from workingpapers.methods.recommenders.fields import ClickModel, FieldEmbedding, check_network, mlp
 from workingpapers.methods.recommenders.schema import Rows, Schema
-
-SMALL = 1e-3  # standard deviation of vectors
 
 
 def he_normal(network: nn.Module) -> None:

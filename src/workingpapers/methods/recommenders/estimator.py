@@ -30,6 +30,7 @@ from workingpapers.methods.recommenders.training import History, Plan, chosen_de
 from workingpapers.methods.tables.common import Table, served_model, tables_of
 
 FORMAT = "workingpapers click model 2"
+SMALL = 1e-3  # standard deviation of first vectors, for models that are better for small ones
 
 
 class ClickClassifier(MergedOptions, ClassifierMixin, BaseEstimator):
