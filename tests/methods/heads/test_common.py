@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -53,8 +54,6 @@ def test_vectors_and_tokens(shape):
 
 
 def test_the_seed_decides_everything_and_the_global_generator_is_left_alone():
-    import torch
-
     X, y = data()
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -81,8 +80,8 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="X has 3 features, but Linear is expecting 4"):
         Linear(max_epochs=1).fit(X, y).predict(X[:, :3])
     for name in ("max_epochs", "batch_size"):
-        for value in (0, -1):
-            with pytest.raises(ValueError, match=f"{name} is {value}; it must be 1 or more"):
+        for value in (0, -1, 2.5, "3"):
+            with pytest.raises(ValueError, match=f"{name} is {value!r}; it must be a whole number, 1 or more"):
                 Linear(**{name: value}).fit(X, y)
 
 
@@ -93,3 +92,21 @@ def test_a_loss_that_is_no_longer_finite_is_an_error_and_leaves_nothing_fitted()
         head.fit(X * 1e200, y)  # beyond float32
     with pytest.raises(NotFittedError):
         head.predict(X)
+    head.fit(X, y)
+    with pytest.raises(ValueError, match="the loss is"):
+        head.fit(X * 1e200, np.array(["a", "b", "c"])[y])  # the old weights with the new labels would be wrong
+    with pytest.raises(NotFittedError):
+        head.predict(X)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_modes_change_nothing(mode):
+    X, y = data()
+    expected = Linear(max_epochs=3, random_state=0).fit(X, y).predict_proba(X)
+    with mode():
+        np.testing.assert_array_equal(Linear(max_epochs=3, random_state=0).fit(X, y).predict_proba(X), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Linear(max_epochs=3, random_state=0).fit(X, y).predict_proba(X).dtype == np.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -76,9 +77,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             ValueError: features that are not finite, lengths that differ, fewer than two classes, an option out of
                 range, or a loss that is no longer finite.
         """
+        vars(self).pop("module_", None)  # a fit that fails leaves nothing fitted
         for name in ("max_epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be 1 or more")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
         features, labels = validate_data(self, X, y, allow_nd=True, dtype=FLOATS)
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
@@ -87,9 +90,10 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         self.n_features_in_ = features.shape[-1]
         device = _device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        generators = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+        with generators, torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
             torch.manual_seed(seed)
-            module = self._build(self.n_features_in_, len(self.classes_)).to(device)
+            module = self._build(self.n_features_in_, len(self.classes_)).to(device, torch.float32)
             self.loss_curve_ = self._train(module, features, torch.as_tensor(targets), device)
         self.module_ = module.eval()
         return self
