@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from workingpapers.errors import UserError
-from workingpapers.runs import execute
+from workingpapers.runs import execute, measure
 from workingpapers.runs.execute import try_
 from workingpapers.runs.store import Store
 
@@ -69,6 +69,7 @@ def test_a_run_records_conditions_measurements_versions_and_hardware(store):
         "label": "kind",
         "threads": 2,
         "remarks": [],
+        "code": measure.code(TASK),
         "budget": {"name": "full", "train": 1000, "test": 1000, "epochs": 10, "trials": 10},
     }
     assert run.curves == {"loss": [(1.0, 0.5), (2.0, 0.25)]}
@@ -110,7 +111,7 @@ def test_saved_runs_of_other_threads_are_told(store):
     assert "4 saved runs were made with another number of threads: their times do not compare." in said
 
 
-def test_saved_runs_that_are_older_than_the_code_of_an_own_task_are_told(store, tmp_path, monkeypatch):
+def test_saved_runs_of_other_code_are_told(store, tmp_path, monkeypatch):
     code = tmp_path / "owntask.py"
     shutil.copy(f"{TESTS}/toytask.py", code)
     monkeypatch.chdir(tmp_path)
@@ -120,8 +121,22 @@ def test_saved_runs_that_are_older_than_the_code_of_an_own_task_are_told(store, 
     try_("owntask:task", **options)
     for _ in range(2):
         try_("owntask:task", **options, listen=lambda progress: said.append(progress.remarks[1:]))
-        os.utime(code, (time.time() + 60,) * 2)
-    assert set(said) == {(), ("4 saved runs were made before owntask.py was changed; --force repeats them.",)}
+        code.write_text(code.read_text() + "# changed\n")
+    assert set(said) == {(), ("4 saved runs were made by other code than is here now; --force repeats them.",)}
+
+
+def test_the_code_of_runs_is_that_of_methods_data_and_tasks(tmp_path, monkeypatch):
+    for name in ("methods/heads/one.py", "methods/fast.cpp", "data/two.py", "tasks/three.py", "site/four.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(measure, "__file__", str(tmp_path / "runs" / "measure.py"))
+    digests = [measure.code("probe")]
+    for name in ("methods/heads/one.py", "methods/fast.cpp", "data/two.py", "tasks/three.py"):
+        (tmp_path / name).write_text("changed")
+        digests.append(measure.code("probe"))
+    assert len(set(digests)) == 5
+    (tmp_path / "site/four.py").write_text("changed")
+    assert measure.code("probe") == digests[-1]
 
 
 def test_force_repeats_everything(store, log):

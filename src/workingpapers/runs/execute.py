@@ -9,12 +9,11 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from datetime import UTC, datetime
 from numbers import Integral, Real
 from typing import Literal
 
 from workingpapers import __version__
-from workingpapers.errors import UserError, module_file
+from workingpapers.errors import UserError
 from workingpapers.runs import measure
 from workingpapers.runs.leaderboard import Leaderboard, leaderboard
 from workingpapers.runs.process import Executor, LocalExecutor, Outcome, RayExecutor
@@ -246,13 +245,10 @@ class _Session:
         others = sum(run.settings.get("threads") != self.threads for run in self.runs.values())
         if others:
             yield f"{others} saved runs were made with another number of threads: their times do not compare."
-        code = module_file(self.conditions.task) if ":" in self.conditions.task else None
-        if code is None:
-            return
-        changed = datetime.fromtimestamp(code.stat().st_mtime, UTC).isoformat(timespec="milliseconds")
-        older = sum(run.finished < changed for run in self.runs.values())
+        code = measure.code(self.conditions.task)
+        older = sum(run.settings.get("code") != code for run in self.runs.values())
         if older:
-            yield f"{older} saved runs were made before {code.name} was changed; --force repeats them."
+            yield f"{older} saved runs were made by other code than is here now; --force repeats them."
 
     def _key(self, entry: Entry, seed: int) -> str:
         decides = [
@@ -285,6 +281,7 @@ class _Session:
     def _row(self, key: str, entry: Entry, seed: int, outcome: Outcome) -> Run:
         found = dict(outcome.value or {})
         settings = {"label": self.conditions.label, "threads": self.threads, "remarks": found.pop("remarks", [])}
+        settings["code"] = found.pop("code", "")
         budget = load_task(self.conditions.task).setting(self.conditions.setting).budgets[self.conditions.budget]
         return Run(
             key=key,

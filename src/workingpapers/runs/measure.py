@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import inspect
 import math
@@ -13,9 +14,10 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from workingpapers.errors import UserError, remarks
+from workingpapers.errors import UserError, module_file, remarks
 from workingpapers.tasks.protocol import Conditions, Context, Metric, Prepared, load_task
 
 # Where fitted models keep what they learned; the first group that a model has is counted, so that weights derived from
@@ -58,7 +60,8 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
         prepared: what `prepare` returned.
 
     Returns:
-        metrics, measured and curves, as a `Run` holds them, with versions and hardware; and remarks, for its settings.
+        metrics, measured and curves, as a `Run` holds them, with versions and hardware; remarks and code, for its
+        settings.
 
     Raises:
         UserError: a metric that is missing or not finite; and whatever the entry raises.
@@ -96,6 +99,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
         },
         "curves": context.curves,
         "remarks": said,
+        "code": code(conditions.task),
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -196,6 +200,19 @@ def peak_memory_mb() -> float:
     """Return the most memory this process has held, in MiB: its peak resident set."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def code(task: str) -> str:
+    """Return a digest of the source that a task's runs depend on: this package's, and the file of a task of one's own.
+
+    The version alone says too little where methods are being worked on.
+    """
+    package = Path(__file__).parents[1]
+    parts = [file for part in ("data", "methods", "tasks") for file in sorted((package / part).rglob("*.*"))]
+    files = [file for file in parts if file.suffix in (".py", ".cpp", ".h")]
+    if ":" in task and (own := module_file(task)):
+        files.append(own)
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 @functools.cache

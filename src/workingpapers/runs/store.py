@@ -72,7 +72,8 @@ class Run:
         measured: what the runner measured: fit_seconds, predict_seconds, cpu_seconds, peak_memory_mb, peak_gpu_mb,
             parameters.
         curves: learning curves that the entry logged: name to (x, y) pairs.
-        settings: label column, threads, the budget in full, and remarks: what the run said of itself (`UserRemark`).
+        settings: label column, threads, the budget in full, remarks (what the run said of itself, `UserRemark`), and
+            code, a digest of the source that ran; empty unless ok.
         versions: of Python and the libraries; hardware: of the machine.
         finished: UTC time, ISO 8601.
     """
