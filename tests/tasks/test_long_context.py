@@ -20,11 +20,12 @@ from workingpapers.methods.attention.lm_infinite import lambda_mask
 from workingpapers.runs.execute import try_
 from workingpapers.tasks.long_context import byte_model, material, packing, passkey, scoring, sharded
 from workingpapers.tasks.long_context.material import Given, Problem, Reader, causal_scores, largest
-from workingpapers.tasks.protocol import Budget, Conditions, Context, load_task
+from workingpapers.tasks.protocol import Conditions, Context, load_task
 
 TASK = load_task("long-context")
 FINISHED = ("standard", "equal-budget", "passkey")
 BYTES = ("extrapolation", "longer-finetuning")
+pytestmark = pytest.mark.filterwarnings("ignore:Windows have")  # the tiny reader takes 240 tokens
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,8 +44,8 @@ def small(monkeypatch):
     budgets = {"extrapolation": (64, 2), "longer-finetuning": (64, 2), "packing": (2, 100), "passkey": (1, 2)}
     budgets["sharded"] = (1, 512)
     for name, (train, test) in budgets.items():
-        setting = dataclasses.replace(TASK.settings[name], budgets={"quick": Budget("quick", train, test, 1, 1)})
-        monkeypatch.setitem(TASK.settings, name, setting)
+        quick = dataclasses.replace(TASK.settings[name].budgets["quick"], train=train, test=test)
+        monkeypatch.setitem(TASK.settings, name, dataclasses.replace(TASK.settings[name], budgets={"quick": quick}))
 
 
 def conditions(places, setting, data=None):
@@ -153,6 +154,9 @@ def test_a_model_and_a_file_of_ones_own_through_the_runner(places, tmp_path, mon
     assert set(rows) == set(names("standard"))
     assert not any(row.failures for row in board.rows)
     assert rows["hip-attention"].paper == "hip-attention"
+    for one in board.runs:
+        assert one.settings["budget"]["window"] == 2_048
+        assert "Windows have 232 tokens, not 2,048: more do not fit into tinyreader:make." in one.settings["remarks"]
 
 
 # The text
@@ -178,6 +182,19 @@ def test_parts_are_the_whole_text_once(seed):
     assert held + train in text + text  # the ring, opened at another place
     assert material.parts(text, seed) == (train, held)
     assert material.parts(text, seed + 1) != (train, held)
+
+
+@pytest.mark.parametrize("setting", [*FINISHED, *BYTES])
+def test_windows_are_those_of_the_budget_which_runs_record(places, setting, monkeypatch):
+    monkeypatch.setattr(tinyreader, "LENGTH", 3_000)
+    found = problem(places, setting, TASK.settings[setting].baseline)
+    assert found.given.length == dataclasses.asdict(TASK.settings[setting].budgets["quick"])["window"]
+
+
+@pytest.mark.parametrize(("setting", "length"), [("standard", 232), ("passkey", 228)])  # 8 to decode, 12 to answer
+def test_windows_that_a_model_cuts_are_told(places, setting, length):
+    with pytest.warns(UserRemark, match=rf"have {length} tokens, not [\d,]+: more do not fit into tinyreader:make\."):
+        assert problem(places, setting, "dense").given.length == length
 
 
 def test_passkeys_stand_where_they_should(places):
@@ -461,6 +478,12 @@ def test_a_text_whose_paragraphs_all_repeat(places, tmp_path):
     (tmp_path / "repeat.txt").write_text("the same paragraph again\n\n" * 1_000)
     with pytest.raises(UserError, match="and 0 others held back; 50 of each are needed"):
         packing.load(conditions(places, "packing", str(tmp_path / "repeat.txt")), 0)
+
+
+@pytest.mark.parametrize("setting", TASK.settings)
+def test_a_column_of_labels_is_refused_where_text_is_read(setting):
+    with pytest.raises(UserError, match=r"label is 'clicked', but .* is no table"):
+        try_("long-context", setting=setting, label="clicked", listen=pytest.fail)
 
 
 def test_data_where_none_are_read():

@@ -140,6 +140,11 @@ def test_a_text_that_is_too_short(places):
         TASK.settings["standard"].prepare(conditions(places), [])
 
 
+def test_a_column_of_labels_is_refused():
+    with pytest.raises(UserError, match=r"label is 'text', but talks\.csv, read as text, is no table"):
+        try_("prefill", data="talks.csv", label="text", listen=pytest.fail)
+
+
 def test_importing_the_task_imports_nothing_heavy():
     code = "import sys, workingpapers.tasks.prefill; print(sorted({'numpy', 'torch'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

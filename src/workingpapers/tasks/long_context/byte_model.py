@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from workingpapers.data.texts import load_text
 from workingpapers.errors import UserError, UserRemark, first_line
 from workingpapers.tasks.long_context.material import Given, Problem, Reader, text_bytes
+from workingpapers.tasks.long_context.settings import READ, TRAINED
 from workingpapers.tasks.protocol import Conditions, Context, Entry, load_task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRAINED, READ = 64, 1024  # bytes
 BATCH = 32  # windows a step
 RATE = 2e-3  # of AdamW, falling to zero along a half cosine
 TUNED = 256  # bytes at which `longer-finetuning` goes on

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.tasks.long_context.material import Given, Reader
-from workingpapers.tasks.long_context.settings import task
+from workingpapers.tasks.long_context.settings import TRAINED, task
 from workingpapers.tasks.protocol import Context
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def not_finetuned(given: Given, context: Context) -> Reader:
 @task.entry("longer-finetuning", needs=["trained"])
 def finetuned_yarn(given: Given, context: Context) -> Reader:
     """Fine-tuned with YaRN of transformers, factor 4."""
-    from workingpapers.tasks.long_context.byte_model import TRAINED, TUNED, with_rope
+    from workingpapers.tasks.long_context.byte_model import TUNED, with_rope
 
     return Reader(_tune(with_rope(given.model, rope_type="yarn", factor=TUNED / TRAINED), given, context))
 

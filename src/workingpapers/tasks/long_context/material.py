@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.texts import Text, load_text
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, UserRemark
 from workingpapers.tasks.protocol import Conditions, Prepared
 
 if TYPE_CHECKING:
@@ -171,6 +172,20 @@ def encoded(model: LanguageModel, text: str, count: int, name: str) -> Tensor:
     raise UserError(f"{name} is too short: {len(tokens)} tokens where {count} are needed.")
 
 
+def fitting(window: int, most: int, model: str) -> int:
+    """Return how many tokens of a window a model reads; a remark tells where these are fewer.
+
+    Args:
+        window: tokens that the budget has.
+        most: that the model leaves room for.
+        model: its name.
+    """
+    if window > most:
+        remark = f"Windows have {most:,} tokens, not {window:,}: more do not fit into {model}."
+        warnings.warn(remark, UserRemark, stacklevel=2)
+    return min(window, most)
+
+
 def load(conditions: Conditions, seed: int, length: int, windows: int, share: float, extra: int = 0) -> Problem:
     """Draw a seed's windows of held-back text for a pre-trained model, and as much training text for choices.
 
@@ -186,7 +201,7 @@ def load(conditions: Conditions, seed: int, length: int, windows: int, share: fl
 
     found, text = rotary(conditions.model), load_text(conditions.data)
     limit = found.model.config.max_position_embeddings
-    length = min(length, limit - extra)
+    length = fitting(length, limit - extra, conditions.model)
     train, held = parts(text.whole, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokens = encoded(found, train, length, f"The training part of {text.name}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.texts import load_text
 from workingpapers.errors import UserError
-from workingpapers.tasks.long_context.material import Given, Reader, encoded, parts, rotary
+from workingpapers.tasks.long_context.material import Given, Reader, encoded, fitting, parts, rotary
 from workingpapers.tasks.protocol import Conditions, Context
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def load(conditions: Conditions, seed: int, length: int, count: int, share: floa
 
     found, text = rotary(conditions.model), load_text(conditions.data)
     limit = found.model.config.max_position_embeddings
-    length = min(length, limit - ANSWER)
+    length = fitting(length, limit - ANSWER, conditions.model)
     train, held = parts(text.whole, seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rng = np.random.default_rng([seed, 6])

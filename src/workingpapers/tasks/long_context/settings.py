@@ -9,10 +9,10 @@ training on long sequences. No option of an entry is chosen by held-back text.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
-from workingpapers.errors import UserError
+from workingpapers.errors import UserError, refuse_label
 from workingpapers.tasks.protocol import Budget, Conditions, Context, Entry, Metric, Prepared, Setting, Task
 
 if TYPE_CHECKING:
@@ -21,12 +21,23 @@ if TYPE_CHECKING:
     from workingpapers.tasks.long_context.sharded import Sequence
 
 SHARE = 0.25  # of the scores of causal attention, what every sparse entry may compute
-# Tokens read at a time. SmolLM2 reads 2,048 in about ten seconds on one core.
-LENGTHS = {
-    "standard": {"quick": 2_048, "full": 8_192},
-    "equal-budget": {"quick": 1_024, "full": 4_096},
-    "passkey": {"quick": 768, "full": 4_096},
-}
+TRAINED, READ = 64, 1_024  # bytes that the small model is trained on at a time, and that it reads
+
+
+@dataclass(frozen=True)
+class Windows(Budget):
+    """A budget of windows of text, whose length the record of a run tells with all else in it.
+
+    Attributes:
+        window: tokens (bytes for the small model) that are read at a time; a pre-trained model that takes fewer reads
+            as many as it takes.
+    """
+
+    window: int
+
+
+def _check(conditions: Conditions) -> None:
+    refuse_label(f"{conditions.data}, read as text,", conditions.label)
 
 
 def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
@@ -42,13 +53,17 @@ def _budget(conditions: Conditions) -> Budget:
     return task.setting(conditions.setting).budgets[conditions.budget]
 
 
+def _windows(conditions: Conditions) -> Windows:
+    return cast(Windows, _budget(conditions))
+
+
 def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     from workingpapers.tasks.long_context.material import load
     from workingpapers.tasks.long_context.scoring import DECODED
 
-    length = LENGTHS[conditions.setting][conditions.budget]
+    budget = _windows(conditions)
     extra = DECODED if conditions.setting == "standard" else 0
-    return load(conditions, seed, length, _budget(conditions).test, SHARE, extra)
+    return load(conditions, seed, budget.window, budget.test, SHARE, extra)
 
 
 def _reading(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
@@ -66,8 +81,8 @@ def _attention(fit: Callable[[Any], Any], problem: Problem, context: Context) ->
 def _load_passkeys(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Any:
     from workingpapers.tasks.long_context.passkey import load
 
-    length = LENGTHS[conditions.setting][conditions.budget]
-    return load(conditions, seed, length, _budget(conditions).test, SHARE)
+    budget = _windows(conditions)
+    return load(conditions, seed, budget.window, budget.test, SHARE)
 
 
 def _passkeys(fit: Callable[[Any], Any], problem: Any, context: Context) -> dict[str, float]:
@@ -89,13 +104,13 @@ def _load_tuning(conditions: Conditions, entry: Entry, seed: int, prepared: Prep
 
 
 def _extrapolation(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
-    from workingpapers.tasks.long_context.byte_model import READ, TRAINED, measure
+    from workingpapers.tasks.long_context.byte_model import measure
 
     return measure(fit, problem, context, near=(TRAINED // 2, TRAINED), far=(READ // 2, READ))
 
 
 def _longer(fit: Callable[[Any], Any], problem: Problem, context: Context) -> dict[str, float]:
-    from workingpapers.tasks.long_context.byte_model import READ, TUNED, measure
+    from workingpapers.tasks.long_context.byte_model import TUNED, measure
 
     return measure(fit, problem, context, near=(TUNED // 2, TUNED), far=(READ // 2, READ))
 
@@ -113,6 +128,7 @@ def _sharded(fit: Callable[[Any], Any], problem: Sequence, context: Context) -> 
 
 
 def _check_sharded(conditions: Conditions) -> None:
+    refuse_label(conditions.data, conditions.label)
     if conditions.data != "random":
         raise UserError(
             f"data is {conditions.data!r}, but the setting 'sharded' reads no text: its numbers are random."
@@ -135,17 +151,20 @@ def _packing(fit: Callable[[Any], Any], problem: Lines, context: Context) -> dic
     return measure(fit, problem)
 
 
-def _finished(name: str, title: str, **changes: Any) -> Setting:
-    """Return a setting in which a pre-trained model reads within its training length."""
-    # Nothing is trained: `test` counts windows of held-back text.
+def _finished(name: str, title: str, quick: Windows, full: Windows, **changes: Any) -> Setting:
+    """Return a setting in which a pre-trained model reads within its training length.
+
+    Nothing is trained: `test` counts windows of held-back text.
+    """
     usual: dict[str, Any] = {
         "baseline": "dense",
         "data": "python-docs",
         "model": "smollm2-135m",
-        "budgets": {"quick": Budget("quick", 1, 1, 1, 1), "full": Budget("full", 1, 2, 1, 1)},
+        "budgets": {"quick": quick, "full": full},
         "prepare": _prepare,
         "load": _load,
         "measure": _reading,
+        "check": _check,
     }
     return Setting(name=name, title=title, **usual | changes)
 
@@ -155,8 +174,12 @@ def _trained(name: str, title: str, **changes: Any) -> Setting:
     usual: dict[str, Any] = {
         "data": "python-source",
         "model": "",
-        "budgets": {"quick": Budget("quick", 12_800, 8, 1, 1), "full": Budget("full", 128_000, 64, 1, 1)},
+        "budgets": {
+            "quick": Windows("quick", 12_800, 8, 1, 1, window=READ),
+            "full": Windows("full", 128_000, 64, 1, 1, window=READ),
+        },
         "prepare": _prepare,
+        "check": _check,
     }
     return Setting(name=name, title=title, **usual | changes)
 
@@ -176,6 +199,9 @@ task = Task(
         _finished(
             "standard",
             "Reading within the training length with a quarter of the scores: loss and time",
+            # SmolLM2 reads 2,048 tokens in about ten seconds on one core.
+            quick=Windows("quick", 1, 1, 1, 1, window=2_048),
+            full=Windows("full", 1, 2, 1, 1, window=8_192),
             metrics=(
                 Metric(
                     "nll", False, "nats", 0.02, "Mean loss of the next token on held-back text; exp() is perplexity."
@@ -188,6 +214,8 @@ task = Task(
         _finished(
             "equal-budget",
             "What attention loses with a quarter of the scores, on the queries and keys of a real model",
+            quick=Windows("quick", 1, 1, 1, 1, window=1_024),
+            full=Windows("full", 1, 2, 1, 1, window=4_096),
             baseline="sliding-window",
             metrics=(
                 Metric("output-error", False, "%", 1.0, "Distance of a layer's output from the exact one, relative."),
@@ -199,8 +227,9 @@ task = Task(
         _finished(
             "passkey",
             "A number hidden in text, to be found with a quarter of the scores",
+            quick=Windows("quick", 1, 10, 1, 1, window=768),
+            full=Windows("full", 1, 50, 1, 1, window=4_096),
             metrics=(Metric("accuracy", True, "%", 5.0, "Share of hidden numbers that the model repeats exactly."),),
-            budgets={"quick": Budget("quick", 1, 10, 1, 1), "full": Budget("full", 1, 50, 1, 1)},
             load=_load_passkeys,
             measure=_passkeys,
         ),

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from workingpapers.errors import refuse_label
 from workingpapers.tasks.protocol import Budget, Conditions, Context, Entry, Metric, Prepared, Setting, Task
 
 if TYPE_CHECKING:
     from workingpapers.tasks.prefill.prompts import Problem
+
+
+def _check(conditions: Conditions) -> None:
+    refuse_label(f"{conditions.data}, read as text,", conditions.label)
 
 
 def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
@@ -55,6 +60,7 @@ task = Task(
             prepare=_prepare,
             load=_load,
             measure=_measure,
+            check=_check,
         )
     ],
 )
