@@ -1,5 +1,6 @@
 """Whatever happens inside a call, the caller gets an outcome, and nothing is left running."""
 
+import json
 import operator
 import os
 import signal
@@ -49,8 +50,24 @@ def test_large_values_come_back(executor):
 
 def test_an_exception_is_one_line_with_its_traceback_kept(executor):
     outcome = executor.call(toycalls.divide, 1, 0)
-    assert (outcome.status, outcome.error, outcome.usage) == ("failed", "ZeroDivisionError: division by zero", False)
+    place = f"toycalls.py, line {toycalls.divide.__code__.co_firstlineno + 1}"
+    assert (outcome.status, outcome.usage) == ("failed", False)
+    assert outcome.error == f"ZeroDivisionError: division by zero ({place})"
     assert "in divide" in outcome.details
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(4), KeyboardInterrupt()])
+def test_where_an_exception_came_from_is_in_the_caller_s_own_code(error):
+    def entry():
+        json.loads("1", parse_int=lambda _: toycalls.throw(error))  # a library stands between the two
+
+    def wrong():
+        json.loads("{")
+
+    assert guarded(entry).error.startswith(type(error).__name__)
+    assert guarded(entry).error.endswith(f"(toycalls.py, line {toycalls.throw.__code__.co_firstlineno + 1})")
+    assert guarded(wrong).error.endswith(f"(test_process.py, line {wrong.__code__.co_firstlineno + 1})")
+    assert guarded(json.loads, "{").error.endswith("(char 1)")  # nothing of it is the caller's
 
 
 def test_the_user_s_own_errors_are_marked(executor):
@@ -74,14 +91,14 @@ def test_exceptions_for_lack_of_memory_are_told_apart(error):
 def test_errors_can_be_written_to_any_store():
     # Names of files may hold bytes that are no text; PostgreSQL takes no NUL either.
     outcome = guarded(toycalls.throw, ValueError("bad name: \udcff\0é"))
-    assert outcome.error.encode() == "ValueError: bad name: \\udcff\\x00é".encode()
+    assert outcome.error.encode().startswith("ValueError: bad name: \\udcff\\x00é (".encode())
 
 
 @pytest.mark.parametrize(
     ("function", "args", "status", "reason"),
     [
         (os._exit, (3,), "failed", "exit code 3"),
-        (sys.exit, (4,), "failed", "exit code 4"),
+        (sys.exit, (4,), "failed", "SystemExit: 4"),
         (toycalls.end_by, (signal.SIGSEGV,), "failed", "SIGSEGV"),
         (toycalls.end_by, (signal.SIGKILL,), "out of memory", "signal 9"),
         (toycalls.lock, (), "failed", "no result"),

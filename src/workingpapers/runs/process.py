@@ -6,8 +6,10 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, Protocol
 
+import workingpapers
 from workingpapers.errors import UserError, first_line
 
 Status = Literal["ok", "failed", "timed out", "out of memory"]
@@ -36,6 +39,10 @@ PRELOAD = [
 ]
 
 
+STANDARD = os.path.join(sysconfig.get_path("stdlib"), "")
+INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a call.
@@ -43,7 +50,7 @@ class Outcome:
     Attributes:
         status: "ok", or how it ended.
         value: what the function returned, if it did.
-        error: one line for people; empty if ok.
+        error: one line for people, with the place in their own code where an exception came from; empty if ok.
         details: the traceback, where there is one.
         usage: whether the error is the user's to mend (a UserError).
     """
@@ -207,12 +214,26 @@ def guarded(function: Callable[..., Any], *args: Any) -> Outcome:
     """Call a function and return its outcome, whatever it raises."""
     try:
         return Outcome("ok", function(*args))
-    except Exception as error:
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # Ctrl-C does not reach this process: code raised it
         status: Status = "out of memory" if _is_memory(error) else "failed"
         usage = isinstance(error, UserError)
         message = str(error).strip() or "no message"
-        text = message if usage else f"{type(error).__name__}: {message.splitlines()[0]}"
+        text = message if usage else f"{type(error).__name__}: {message.splitlines()[0]}{_place(error)}"
         return Outcome(status, error=_printable(text), details=traceback.format_exc(), usage=usage)
+
+
+def _place(error: BaseException) -> str:
+    """Return where an exception was raised, " (file.py, line 7)": in the innermost function that is no library's."""
+    package = os.path.dirname(workingpapers.__file__)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = frame.filename
+        if file.startswith(os.path.join(package, "")):
+            own = not file.startswith(os.path.join(package, "runs", ""))
+        else:
+            own = os.path.isfile(file) and not (file.startswith(STANDARD) or INSTALLED.search(file))
+        if own:
+            return f" ({os.path.basename(file)}, line {frame.lineno})"
+    return ""
 
 
 def _printable(text: str) -> str:
@@ -220,7 +241,7 @@ def _printable(text: str) -> str:
     return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
-def _is_memory(error: Exception) -> bool:
+def _is_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, in NumPy's, PyTorch's or CUDA's words."""
     words = (
         "out of memory",
