@@ -64,6 +64,16 @@ def test_a_vector_does_not_depend_on_the_rest_of_the_batch(others):
         torch.testing.assert_close(encoder([[5, 6, 7], *others])[0], encoder([[5, 6, 7]])[0], atol=1e-5, rtol=1e-4)
 
 
+def test_encoding_a_catalogue_shows_how_far_it_is_where_it_takes_long(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    encoder = ItemEncoder(tiny(), max_length=12)
+    encoder.encode(TEXTS)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    encoder.encode(TEXTS, batch_size=2)
+    assert "5/5" in capsys.readouterr().err
+
+
 def test_long_texts_lose_their_end_but_not_the_slot():
     encoder = ItemEncoder(tiny(), max_length=4)
     assert encoder.tokens([list(range(10))]) == [[0, 1, 2, 3]]

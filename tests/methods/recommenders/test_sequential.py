@@ -140,6 +140,23 @@ def test_heads_must_divide_the_width():
         SASRecRecommender(dim=16, heads=3).fit(chain())
 
 
+@pytest.mark.parametrize(
+    ("kind", "shown"), [(ItemKNNRecommender, "finding neighbours"), (ALSRecommender, "alternating least squares")]
+)
+def test_fitting_shows_how_far_it_is_where_it_takes_long(kind, shown, monkeypatch, capsys):
+    if kind is ALSRecommender:
+        pytest.importorskip("implicit")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    kind().fit(random_log())
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    kind().fit(random_log())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert shown in err
+    assert ("9/9" if kind is ItemKNNRecommender else "15/15") in err
+
+
 @pytest.mark.parametrize("options", [{"neighbours": 0}, {"shrink": -1}, {"shrink": float("nan")}])
 def test_bad_neighbours_are_named(options):
     with pytest.raises(ValueError, match="need 1 or more, 0 or more"):

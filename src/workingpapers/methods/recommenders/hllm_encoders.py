@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from workingpapers.methods.batching.prepacking import PackedRows, prepack
+from workingpapers.progress import counted, watched
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,7 +142,11 @@ class ItemEncoder(nn.Module):
         training = self.training
         self.eval()
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        parts = [self([tokens[i] for i in order[j : j + batch_size]]) for j in range(0, len(order), batch_size)]
+        parts = []
+        with counted(watched(), len(order), "encoding the catalogue", "items") as report:
+            for start in range(0, len(order), batch_size):
+                parts.append(self([tokens[i] for i in order[start : start + batch_size]]))
+                report(start + len(parts[-1]))
         self.train(training)
         found = torch.cat(parts)
         return found[torch.tensor(order).argsort().to(found.device)]

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from workingpapers.methods.recommenders.neural import NeuralRecommender
 from workingpapers.methods.recommenders.sequences import Histories, Log, SequenceRecommender, item_vectors, last_of
+from workingpapers.progress import counted, watched
 
 BLOCK = 1024  # items whose similarities to all others are held at a time
 
@@ -168,8 +169,12 @@ class ItemKNNRecommender(SequenceRecommender):
             raise ValueError(f"neighbours is {self.neighbours}, shrink {self.shrink}; need 1 or more, 0 or more")
         taken = matrix(log.histories, len(log.items))
         size = np.sqrt(taken.sum(axis=0))
-        starts = range(0, len(size), BLOCK)
-        self.similarity_ = sparse.csr_array(sparse.vstack([self._nearest(taken, size, start) for start in starts]))
+        blocks = []
+        with counted(watched(), len(size), "finding neighbours", "items") as report:
+            for start in range(0, len(size), BLOCK):
+                blocks.append(self._nearest(taken, size, start))
+                report(min(start + BLOCK, len(size)))
+        self.similarity_ = sparse.csr_array(sparse.vstack(blocks))
 
     def _nearest(self, taken: sparse.csr_array, size: NDArray[np.float32], start: int) -> sparse.csr_array:
         """Return the similarities of a block of items to all, without all but the nearest neighbours of each."""
@@ -250,7 +255,9 @@ class ALSRecommender(SequenceRecommender):
             iterations=self.iterations,
             random_state=int(check_random_state(self.random_state).randint(2**31 - 1)),
         )
-        self.model_.fit(sparse.csr_matrix(matrix(log.histories, len(log.items))), show_progress=False)
+        taken = sparse.csr_matrix(matrix(log.histories, len(log.items)))
+        with counted(watched(), self.iterations, "alternating least squares", "iterations") as report:
+            self.model_.fit(taken, show_progress=False, callback=lambda iteration, *_: report(iteration + 1))
 
     def _scores(self, histories: Histories) -> Tensor:
         taken = sparse.csr_matrix(matrix(histories, len(self.items_)))
