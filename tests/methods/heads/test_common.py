@@ -79,6 +79,11 @@ def test_bad_input_is_named():
         Linear().fit(np.where(X > 2, np.nan, X), y)
     with pytest.raises(ValueError, match="X has 3 features, but Linear is expecting 4"):
         Linear(max_epochs=1).fit(X, y).predict(X[:, :3])
+    vectors = Linear(max_epochs=1).fit(X, y)
+    vectors._takes_tokens = False
+    for use in (vectors.predict, lambda tokens: vectors.fit(tokens, y)):
+        with pytest.raises(ValueError, match=r"X has 3 axes; Linear takes vectors \(N, D\): pool tokens first"):
+            use(X[:, None])
     for name in ("max_epochs", "batch_size"):
         for value in (0, -1, 2.5, "3"):
             with pytest.raises(ValueError, match=f"{name} is {value!r}; it must be a whole number, 1 or more"):

@@ -94,6 +94,7 @@ def test_tokens_keep_their_axes_and_half_precision_is_computed_in_the_precision_
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(layer(tokens), layer(tokens.float()))
     assert layer(tokens.half()).dtype == torch.float32
+    assert (layer.half()(torch.zeros(1, 12, dtype=torch.half)) == 0).all()
 
 
 def test_gradients():
@@ -389,7 +390,7 @@ def test_parameters_off_the_manifold_are_refused(parameter, message):
 def test_bad_features_are_named():
     with pytest.raises(ValueError, match=r"shape \(2, 5\); the last axis must be 12"):
         head()(torch.ones(2, 5))
-    with pytest.raises(ValueError, match="features have 3 axes"):
+    with pytest.raises(ValueError, match="X has 3 axes; GrassmannClassifier takes vectors"):
         GrassmannClassifier(subspace_dim=2).fit(np.ones((4, 3, 5)), [0, 1, 0, 1])
     with pytest.raises(ValueError, match="subspace_dim is 8"):
         GrassmannClassifier().fit(np.random.default_rng(0).normal(size=(4, 3)), [0, 1, 0, 1])

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch.nn import functional as F
@@ -122,9 +123,10 @@ def test_the_scale_is_fixed_or_learned():
     assert set(fixed.state_dict()) == {"weight", "log_scale"}
 
 
-def test_zero_embeddings_have_zero_logits_and_finite_gradients():
-    layer = NormalizedLinear(4, 3)
-    zero = torch.zeros(1, 4, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_zero_embeddings_have_zero_logits_and_finite_gradients(dtype):
+    layer = NormalizedLinear(4, 3).to(dtype)
+    zero = torch.zeros(1, 4, dtype=dtype, requires_grad=True)
     logits = layer(zero)
     assert (logits == 0).all()
     logits.sum().backward()
@@ -145,6 +147,9 @@ def test_imprinting_writes_spherical_centroids():
     assert logits[6].argmax() == 4  # the class of one image: that image has the largest possible logit
     assert logits[6, 4].item() == pytest.approx(20)
     assert layer.weight.requires_grad
+    frozen = layer.requires_grad_(False)
+    frozen.imprint(embeddings, labels)
+    assert not frozen.weight.requires_grad
 
 
 # Prototypes
@@ -216,6 +221,30 @@ def test_any_split_into_batches_gives_the_fit_of_the_whole(cuts, method):
     np.testing.assert_array_equal(parts.predict(queries), whole.predict(queries))
 
 
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (PrototypeClassifier, {"metric": "l1"}),
+        (lambda: PrototypeClassifier(method="knn"), {"n_neighbors": 0}),
+    ],
+)
+def test_a_fit_that_fails_leaves_nothing_fitted(make, options):
+    X, y = clusters()
+    model = make().fit(X, y)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        model.set_params(**options).fit(X, y + 10)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
+def test_a_batch_that_is_refused_adds_no_neighbors():
+    X, y = clusters()
+    model = PrototypeClassifier(method="knn").fit(X, y)
+    with pytest.raises(ValueError, match="n_neighbors"):
+        model.set_params(n_neighbors=0).partial_fit(X, y)
+    assert len(model.support_) == len(X)
+
+
 # The protocol
 
 
@@ -267,6 +296,7 @@ def test_classifier_learns_digits_and_embeds_on_the_sphere():
     head = classifier.module_[1]
     logits = 20 * embeddings @ F.normalize(head.weight).detach().cpu().numpy().T
     np.testing.assert_allclose(logits, classifier.decision_function(X[1200:]), atol=1e-4)
+    assert len(classifier.get_feature_names_out()) == classifier.transform(X[:2]).shape[1]
 
 
 # Bad input
@@ -283,7 +313,7 @@ def test_classifier_learns_digits_and_embeds_on_the_sphere():
         (lambda: NormalizedLinear(3, 2)(torch.ones(2, 4)), r"features are \(2, 4\); the last axis must be 3"),
         (lambda: HypersphericalClassifier(temperature=-1).fit(*clusters()), "temperature is -1"),
         (lambda: HypersphericalClassifier(embedding_dim=0).fit(*clusters()), "embedding_dim is 0"),
-        (lambda: HypersphericalClassifier().fit(np.ones((2, 3, 4)), [0, 1]), "features have 3 axes"),
+        (lambda: HypersphericalClassifier().fit(np.ones((2, 3, 4)), [0, 1]), "X has 3 axes; .* pool tokens first"),
         (lambda: PrototypeClassifier(metric="l1").fit(*clusters()), "metric is 'l1'; allowed: 'cosine', 'euclidean'"),
         (lambda: PrototypeClassifier(method="svm").fit(*clusters()), "method is 'svm'; allowed: 'centroid', 'knn'"),
         (lambda: PrototypeClassifier(method="knn", n_neighbors=0).fit(*clusters()), "'n_neighbors' .* Got 0"),

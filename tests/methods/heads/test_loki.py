@@ -240,6 +240,7 @@ def test_embedding_distances():
         (lambda: distances_from_graph([("a", "b")]), "needs `labels`"),
         (lambda: distances_from_graph([("a", "b", 0)], "ab"), "'a' to 'b' has 0"),
         (lambda: distances_from_graph([("a", "b", np.nan)], "ab"), "'a' to 'b' has nan"),
+        (lambda: distances_from_graph(nx.path_graph("ab").edges(data=True), "ab"), "'a' to 'b' has {}"),
         (lambda: distances_from_graph([("a", "b")], "aba"), "label 'a' occurs twice"),
         (lambda: distances_from_graph([("a", "b")], []), "labels is empty"),
         (lambda: distances_from_graph(csr_array((2, 3))), r"got shape \(2, 3\)"),
@@ -365,6 +366,16 @@ def test_classifier_takes_a_fitted_estimator():
     fitted = LogisticRegression().fit(X, y)
     model = LokiClassifier(FrozenEstimator(fitted), PATH, range(11)).fit(X, y)
     expected = FrechetMeanDecoder(PATH, [0, 10]).predict(fitted.predict_proba(X))
+    np.testing.assert_array_equal(model.predict(X), expected)
+
+
+def test_a_fit_that_fails_leaves_the_one_before():
+    rng = np.random.default_rng(12)
+    X, y = path_data(rng, np.repeat([0, 10], 50)), np.repeat([0, 10], 50)
+    model = LokiClassifier(LogisticRegression(), PATH, range(11)).fit(X, y)
+    expected = model.predict(X)
+    with pytest.raises(ValueError, match=r"`labels` does not name: \[12\]"):
+        model.fit(X[::-1], np.repeat([0, 12], 50))  # the new estimator with the old decoder would be wrong
     np.testing.assert_array_equal(model.predict(X), expected)
 
 

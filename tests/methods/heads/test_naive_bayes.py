@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import NearestCentroid
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -122,11 +123,22 @@ def test_bad_options_are_named(options, message):
         TiedGaussianNB(**options).fit(*sample(0))
 
 
+def test_a_fit_that_fails_leaves_nothing_fitted():
+    X, y = sample(0)
+    model = TiedGaussianNB().fit(X, y)
+    with pytest.raises(ValueError, match="priors must be 3 probabilities"):
+        model.set_params(priors=[0.5, 0.6, 0.1]).fit(X, y + 10)
+    with pytest.raises(NotFittedError):
+        model.predict(X)
+
+
 def test_bad_batches_are_named():
     X, y = sample(0)
     with pytest.raises(ValueError, match="first call of partial_fit needs `classes`"):
         TiedGaussianNB().partial_fit(X, y)
     with pytest.raises(ValueError, match=r"labels that classes does not: \[2\]"):
         TiedGaussianNB().partial_fit(X, y, classes=[0, 1])
-    with pytest.raises(ValueError, match="at least two classes"):
+    with pytest.raises(ValueError, match=r"at least two classes; got one class: 0\.0$"):
         TiedGaussianNB().fit(X, np.zeros(60))
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        TiedGaussianNB().fit(X, X[:, 0])

@@ -22,9 +22,10 @@ FLOATS = [np.float32, np.float64, np.float16]
 class HeadClassifier(ClassifierMixin, BaseEstimator):
     """A head trained by minibatch gradient descent on the features of a frozen backbone.
 
-    Subclasses say which module (`_build`) and, where it isn't AdamW, which optimisers (`_optimizers`). Features are
-    vectors (N, D) or tokens (N, L, D); they are moved to the device batch by batch, so a memory-mapped float16 array
-    is never copied whole. The learning rates follow a half cosine from their start to zero.
+    Subclasses say which module (`_build`), which optimisers where it isn't AdamW (`_optimizers`), and whether features
+    may be tokens (N, L, D) as well as vectors (N, D) (`_takes_tokens`). Features are moved to the device batch by
+    batch, so a memory-mapped float16 array is never copied whole. The learning rates follow a half cosine from their
+    start to zero.
 
     Args:
         max_epochs: passes over the training data.
@@ -58,6 +59,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         self.random_state = random_state
         self.device = device
 
+    _takes_tokens = True
+
     def _build(self, in_features: int, num_classes: int) -> nn.Module:
         """Return the head that maps (B, D) or (B, L, D) features to (B, K) logits."""
         raise TypeError(f"{type(self).__name__} does not define _build")
@@ -83,6 +86,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number, 1 or more")
         features, labels = validate_data(self, X, y, allow_nd=True, dtype=FLOATS)
+        self._check_axes(features)
         check_classification_targets(labels)
         self.classes_, targets = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -135,12 +139,19 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         _check_feature_names(self, X, reset=False)
         features = check_array(X, allow_nd=True, dtype=FLOATS, estimator=self, input_name="X")
+        self._check_axes(features)
         if features.shape[-1] != self.n_features_in_:
             given, name = features.shape[-1], type(self).__name__
             raise ValueError(f"X has {given} features, but {name} is expecting {self.n_features_in_} features as input")
         device = next(self.module_.parameters()).device
         parts = np.split(np.arange(len(features)), range(1024, len(features), 1024))
         return torch.cat([self.module_(_batch(features, rows, device)).float().cpu() for rows in parts]).numpy()
+
+    def _check_axes(self, features: NDArray[Any]) -> None:
+        if features.ndim > 2 and not self._takes_tokens:
+            raise ValueError(
+                f"X has {features.ndim} axes; {type(self).__name__} takes vectors (N, D): pool tokens first"
+            )
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
         """Return the class probabilities (N, K), the softmax of the logits."""
@@ -153,6 +164,11 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "module_")
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """Return x (..., n) divided by its lengths along the last axis; zeros stay zeros, in half precision too."""
+    return F.normalize(x, dim=-1, eps=max(1e-12, torch.finfo(x.dtype).tiny))
 
 
 def _device(name: str | None) -> torch.device:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import ParamsT
 
-from workingpapers.methods.heads.common import HeadClassifier
+from workingpapers.methods.heads.common import HeadClassifier, unit_length
 
 CHUNK = 2**19  # numbers per chunk of classes on the CPU: a few arrays of 2 MB stay in its cache
 
@@ -100,7 +100,7 @@ class GrassmannLinear(nn.Module):
         if features.shape[-1] != self.in_features:
             raise ValueError(f"features have shape {tuple(features.shape)}; the last axis must be {self.in_features}")
         with torch.autocast(features.device.type, enabled=False):
-            unit = F.normalize(features.to(self.weight.dtype), dim=-1)
+            unit = unit_length(features.to(self.weight.dtype))
             projections = F.linear(unit, self.weight.flatten(0, 1))
             projections = projections.reshape(*features.shape[:-1], self.num_classes, self.subspace_dim)
             return self.scale * torch.linalg.vector_norm(projections, dim=-1)  # its gradient at 0 is 0
@@ -243,6 +243,8 @@ class GrassmannClassifier(HeadClassifier):
         ValueError: at fit, a subspace_dim above n or an option out of range.
     """
 
+    _takes_tokens = False
+
     def __init__(
         self,
         *,
@@ -275,11 +277,6 @@ class GrassmannClassifier(HeadClassifier):
 
     def _optimizers(self, module: nn.Module) -> list[torch.optim.Optimizer]:
         return [RiemannianSGD(module.parameters(), lr=self.learning_rate)]
-
-    def _loss(self, module: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
-        if features.ndim != 2:
-            raise ValueError(f"features have {features.ndim} axes; allowed: vectors (N, n); pool tokens first")
-        return super()._loss(module, features, targets)
 
 
 def within_class_variance(features: ArrayLike, labels: ArrayLike) -> float:

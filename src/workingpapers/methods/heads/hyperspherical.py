@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import hmean
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
@@ -37,7 +37,7 @@ from sklearn.utils.validation import check_is_fitted, check_X_y, validate_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workingpapers.methods.heads.common import FLOATS, HeadClassifier
+from workingpapers.methods.heads.common import FLOATS, HeadClassifier, unit_length
 
 
 class NormalizedLinear(nn.Module):
@@ -77,8 +77,8 @@ class NormalizedLinear(nn.Module):
         if features.shape[-1] != self.weight.shape[1]:
             raise ValueError(f"features are {tuple(features.shape)}; the last axis must be {self.weight.shape[1]}")
         with torch.autocast(features.device.type, enabled=False):
-            unit = F.normalize(features.to(self.weight.dtype), dim=-1)
-            return self.log_scale.exp() * F.linear(unit, F.normalize(self.weight, dim=-1))
+            unit = unit_length(features.to(self.weight.dtype))
+            return self.log_scale.exp() * F.linear(unit, unit_length(self.weight))
 
     @torch.no_grad()
     def imprint(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ class NormalizedLinear(nn.Module):
         classes, rows = np.unique(labels.cpu().numpy(), return_inverse=True)
         unit = normalize(embeddings.to("cpu", torch.float64).numpy())
         centroids = torch.from_numpy(_directions(_class_sums(unit, rows, len(classes)), classes))
-        self.weight = nn.Parameter(torch.cat([self.weight, centroids.to(self.weight)]))
+        grown = torch.cat([self.weight, centroids.to(self.weight)])
+        self.weight = nn.Parameter(grown, requires_grad=self.weight.requires_grad)
         return torch.from_numpy(classes).to(labels.device)
 
 
@@ -150,7 +151,7 @@ class NormalizedSoftmaxLoss(nn.Module):
         return F.cross_entropy(logits - shift, labels, label_smoothing=self.label_smoothing)
 
 
-class HypersphericalClassifier(TransformerMixin, HeadClassifier):
+class HypersphericalClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin, HeadClassifier):
     """The normalised softmax on feature vectors (N, D) of a frozen backbone, behind a trained linear embedding.
 
     `predict` knows the classes of `fit`; for novel ones, fit a `PrototypeClassifier` on `transform`ed features.
@@ -163,6 +164,8 @@ class HypersphericalClassifier(TransformerMixin, HeadClassifier):
     Raises:
         ValueError: at fit, an option out of range, or features that are not vectors.
     """
+
+    _takes_tokens = False
 
     def __init__(
         self,
@@ -195,11 +198,6 @@ class HypersphericalClassifier(TransformerMixin, HeadClassifier):
         head = NormalizedLinear(self.embedding_dim, num_classes, scale=1 / self.temperature)
         return nn.Sequential(nn.Linear(in_features, self.embedding_dim), head)
 
-    def _loss(self, module: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
-        if features.ndim != 2:
-            raise ValueError(f"features have {features.ndim} axes; allowed: vectors (N, D); pool tokens first")
-        return super()._loss(module, features, targets)
-
     @torch.no_grad()
     def transform(self, X: ArrayLike) -> NDArray[Any]:
         """Return the embeddings on the unit sphere, (N, embedding_dim): float64 if X is, else float32."""
@@ -207,7 +205,11 @@ class HypersphericalClassifier(TransformerMixin, HeadClassifier):
         features = validate_data(self, X, dtype=FLOATS, reset=False)
         first = next(self.module_.parameters())
         projected = self.module_.get_submodule("0")(torch.tensor(features).to(first))
-        return F.normalize(projected, dim=1).cpu().numpy().astype(np.result_type(features, np.float32))
+        return unit_length(projected).cpu().numpy().astype(np.result_type(features, np.float32))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.embedding_dim
 
 
 class PrototypeClassifier(ClassifierMixin, BaseEstimator):
@@ -246,8 +248,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             ValueError: one class only, values that are not finite, an option outside its range, or (cosine) a class
                 whose unit embeddings sum to zero.
         """
-        if hasattr(self, "classes_"):
-            del self.classes_
+        vars(self).pop("classes_", None)  # a fit that fails leaves nothing fitted
         self.partial_fit(X, y)
         if len(self.classes_) < 2:
             raise ValueError(f"PrototypeClassifier needs at least two classes; y holds one class: {self.classes_[0]}")
@@ -264,7 +265,10 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: as `fit`, or labels outside `classes`.
         """
-        self._check_options()
+        if self.metric not in ("cosine", "euclidean"):
+            raise ValueError(f"metric is {self.metric!r}; allowed: 'cosine', 'euclidean'")
+        if self.method not in ("centroid", "knn"):
+            raise ValueError(f"method is {self.method!r}; allowed: 'centroid', 'knn'")
         first = not hasattr(self, "classes_")
         embeddings, labels = validate_data(self, X, y, dtype=np.float64, reset=first)
         check_classification_targets(labels)
@@ -278,18 +282,12 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             self._add_to_centroids(embeddings, labels, first)
         return self
 
-    def _check_options(self) -> None:
-        if self.metric not in ("cosine", "euclidean"):
-            raise ValueError(f"metric is {self.metric!r}; allowed: 'cosine', 'euclidean'")
-        if self.method not in ("centroid", "knn"):
-            raise ValueError(f"method is {self.method!r}; allowed: 'centroid', 'knn'")
-
     def _add_neighbors(self, embeddings: NDArray[np.float64], labels: NDArray[Any], first: bool) -> None:
-        self.support_ = embeddings if first else np.concatenate([self.support_, embeddings])
-        self.support_labels_ = labels if first else np.concatenate([self.support_labels_, labels])
-        self.classes_, self.class_count_ = np.unique(self.support_labels_, return_counts=True)
-        voters = min(self.n_neighbors, len(self.support_))
-        self._neighbors = KNeighborsClassifier(voters).fit(self.support_, self.support_labels_)
+        support = embeddings if first else np.concatenate([self.support_, embeddings])
+        names = labels if first else np.concatenate([self.support_labels_, labels])
+        self._neighbors = KNeighborsClassifier(min(self.n_neighbors, len(support))).fit(support, names)
+        self.support_, self.support_labels_ = support, names
+        self.classes_, self.class_count_ = np.unique(names, return_counts=True)
 
     def _add_to_centroids(self, embeddings: NDArray[np.float64], labels: NDArray[Any], first: bool) -> None:
         known = labels[:0] if first else self.classes_
@@ -305,7 +303,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the label of each row, (m,)."""
-        check_is_fitted(self)
+        check_is_fitted(self, "classes_")
         embeddings = validate_data(self, X, dtype=np.float64, reset=False)
         # Among unit vectors the nearest has the largest cosine.
         embeddings = normalize(embeddings) if self.metric == "cosine" else embeddings

@@ -18,6 +18,7 @@ theory of locus covers, the selection of the next class), and the authors' publi
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -166,21 +167,21 @@ class LokiClassifier(ClassifierMixin, BaseEstimator):
         if (self.distances is None) != (self.labels is None):
             raise ValueError("give distances and labels together, or neither")
         check_classification_targets(y)
-        self.estimator_ = clone(self.estimator).fit(X, y)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.estimator_, name):
-                setattr(self, name, getattr(self.estimator_, name))
-        seen = self.estimator_.classes_
-        self.classes_ = seen if self.labels is None else np.asarray(self.labels)
+        estimator = clone(self.estimator).fit(X, y)
+        seen = estimator.classes_
+        labels = seen if self.labels is None else np.asarray(self.labels)
         distances = 1.0 - np.eye(len(seen)) if self.distances is None else np.asanyarray(self.distances)
-        position = _positions(self.classes_.tolist())
+        position = _positions(labels.tolist())
         if distances.shape != (len(position), len(position)):
             raise ValueError(f"distances must be (N, N) for the N = {len(position)} labels; got {distances.shape}")
         unknown = [name for name in seen.tolist() if name not in position]
         if unknown:
             raise ValueError(f"y holds labels that `labels` does not name: {unknown}")
-        self.observed_ = np.array([position[name] for name in seen.tolist()])
-        self.decoder_ = FrechetMeanDecoder(distances, self.observed_, power=self.power, temperature=self.temperature)
+        observed = np.array([position[name] for name in seen.tolist()])
+        self.decoder_ = FrechetMeanDecoder(distances, observed, power=self.power, temperature=self.temperature)
+        self.estimator_, self.classes_, self.observed_ = estimator, labels, observed
+        shared = (name for name in ("n_features_in_", "feature_names_in_") if hasattr(estimator, name))
+        vars(self).update({name: getattr(estimator, name) for name in shared})
         return self
 
     def scores(self, X: Any) -> NDArray[np.float64]:
@@ -215,9 +216,8 @@ def distances_from_graph(graph: Any, labels: Sequence[Hashable] | None = None) -
     """
     edges: Iterable[tuple[Any, Any, Any]]
     if issparse(graph):
-        nodes = range(graph.shape[0])
-        names: list[Any] = list(nodes if labels is None else labels)
-        if graph.shape[0] != graph.shape[1] or not set(names) <= set(nodes):
+        names: list[Any] = list(range(graph.shape[0]) if labels is None else labels)
+        if graph.shape[0] != graph.shape[1] or not set(names) <= set(range(graph.shape[0])):
             raise ValueError(f"graph must be (V, V) and labels in 0..V-1; got shape {graph.shape}, labels {names}")
         entries = graph.tocoo()
         edges = zip(entries.row.tolist(), entries.col.tolist(), entries.data.tolist(), strict=True)
@@ -231,7 +231,7 @@ def distances_from_graph(graph: Any, labels: Sequence[Hashable] | None = None) -
     index = _positions(names)  # the labels come first
     lengths: dict[tuple[int, int], float] = {}
     for u, v, length in edges:
-        if not 0 < length < np.inf:
+        if not (isinstance(length, Real) and 0 < length < np.inf):
             raise ValueError(f"edge lengths must be positive and finite; {u!r} to {v!r} has {length!r}")
         i, j = sorted((index.setdefault(u, len(index)), index.setdefault(v, len(index))))
         lengths[i, j] = min(length, lengths.get((i, j), np.inf))  # scipy would add parallel edges up

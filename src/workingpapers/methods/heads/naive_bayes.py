@@ -23,7 +23,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets, unique_labels
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import nn
 
@@ -66,9 +66,9 @@ class TiedGaussianNB(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: fewer than two classes, values that are not finite, or an option outside its range.
         """
-        if hasattr(self, "classes_"):
-            del self.classes_
-        return self.partial_fit(X, y, classes=unique_labels(y), sample_weight=sample_weight)
+        for name in ("classes_", "coef_"):  # a fit that fails leaves nothing fitted
+            vars(self).pop(name, None)
+        return self.partial_fit(X, y, classes=y, sample_weight=sample_weight)
 
     def partial_fit(
         self,
@@ -111,7 +111,7 @@ class TiedGaussianNB(ClassifierMixin, BaseEstimator):
         self.classes_ = np.unique(np.asarray(classes))
         count = len(self.classes_)
         if count < 2:
-            raise ValueError(f"TiedGaussianNB needs at least two classes; got one class: {self.classes_[0]!r}")
+            raise ValueError(f"TiedGaussianNB needs at least two classes; got one class: {self.classes_[0]}")
         scale = X.var(axis=0).max() if self.smoothing == "relative" else 1.0
         self.epsilon_ = self.var_smoothing * scale
         self.class_count_ = np.zeros(count)
@@ -159,7 +159,7 @@ class TiedGaussianNB(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the scores (m, K), or with two classes the (m,) log odds of the second."""
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         features = validate_data(self, X, dtype=np.float64, reset=False)
         scores = features @ self.coef_.T + self.intercept_
         return scores.ravel() if len(self.classes_) == 2 else scores
@@ -182,7 +182,7 @@ class TiedGaussianNB(ClassifierMixin, BaseEstimator):
 
     def to_linear(self) -> nn.Linear:
         """Return the same classifier as a layer with K outputs, to initialise or to continue as a linear probe."""
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         linear = nn.Linear(self.theta_.shape[1], len(self.classes_))
         with torch.no_grad():
             linear.weight.copy_(torch.from_numpy(self._weights))
