@@ -295,6 +295,7 @@ def test_markdown_names_every_machine_and_version():
     here, there = ({"processor": name, "cores": 2, "memory_gb": 8} for name in ("EPYC", "Xeon"))
     had = [replace(first, hardware=here | {"gpu": "H100"}, versions={"torch": "2.12"})]
     had += [replace(run, hardware=there, versions={"torch": "2.13"}) for run in others]
+    had += [make("worse", 0, 0.0, status="failed", metrics={})]  # it brought nothing back, no machine either
     paper = card(check())
     text = markdown([(paper, findings(paper, had))])
     assert text.endswith("EPYC, 2 cores, 8 GiB, H100 and Xeon, 2 cores, 8 GiB; torch 2.12 and 2.13.")

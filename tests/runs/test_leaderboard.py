@@ -328,3 +328,9 @@ def test_a_difference_too_small_to_matter_is_none_even_where_it_is_certain():
     difference, verdict = compare(values, dict.fromkeys(range(5), 50.0), metric)
     assert difference.low > 0
     assert verdict == "no difference"
+
+
+def test_a_run_that_failed_is_of_no_machine():
+    here = {"processor": "EPYC"}
+    assert board(make(hardware=here), failed("x")).machines == {"EPYC"}
+    assert board(make(hardware=here), make("x", hardware={"processor": "Xeon"})).machines == {"EPYC", "Xeon"}

@@ -156,8 +156,8 @@ class Leaderboard:
 
     @property
     def machines(self) -> set[str]:
-        """What the runs ran on; times on one do not compare with times on another."""
-        return {machine(run) for run in self.runs}
+        """What the finished runs ran on; times on one do not compare with times on another."""
+        return {machine(run) for run in self.runs if run.status == "ok"}  # those that failed brought no word back
 
     def to_frame(self) -> DataFrame:
         """Return one row per entry: means, half widths of the 95 % intervals, difference, verdict and costs."""
@@ -230,11 +230,14 @@ def leaderboard(runs: Iterable[Run], conditions: Conditions, metric: str | None 
 def leaderboards(runs: Iterable[Run]) -> list[Leaderboard]:
     """Group any runs by their conditions and return a leaderboard of each, the most recent first.
 
-    Where a name stood for different data or another model at different times, only the latest meaning is shown.
+    Where a name stood for different data or another model at different times, only the latest meaning is shown. Runs in
+    which the model played no part are of the setting's own, whichever was named.
     """
     groups: dict[Conditions, dict[tuple[str, str], list[Run]]] = {}
     for run in runs:
-        conditions = Conditions(run.task, run.setting, run.data, run.model, run.budget, run.settings["label"])
+        model = run.model if run.model_fingerprint else load_task(run.task).setting(run.setting).model
+        label = str(run.settings["label"])  # older versions took, and kept, a number too
+        conditions = Conditions(run.task, run.setting, run.data, model, run.budget, label)
         meaning = run.data_fingerprint, run.model_fingerprint
         groups.setdefault(conditions, {}).setdefault(meaning, []).append(run)
     newest = {conditions: max(meanings.values(), key=_last) for conditions, meanings in groups.items()}

@@ -70,7 +70,7 @@ def _needs(card: Card, data: str | None) -> Iterable[tuple[str, str, str, list[s
 
 
 def markdown(found: Sequence[tuple[Card, list[Finding]]]) -> str:
-    """Return the findings in Markdown: a table for each paper, then date, machines and versions of the runs."""
+    """Return the findings in Markdown: a table for each paper, then date, machines and versions of what finished."""
     from workingpapers.terminal import evidence, reported
 
     lines = []
@@ -80,7 +80,8 @@ def markdown(found: Sequence[tuple[Card, list[Finding]]]) -> str:
             cells = [finding.claim.text, reported(finding.claim), evidence(finding), f"**{finding.standing}**"]
             lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
         lines.append("")
-    runs = [run for _, items in found for finding in items if finding.board for run in finding.board.runs]
+    boards = [finding.board for _, items in found for finding in items if finding.board]
+    runs = [run for board in boards for run in board.runs if run.status == "ok"]
     if runs:
         last = max(run.finished for run in runs)
         seeds = len({run.seed for run in runs})
