@@ -306,6 +306,18 @@ def test_boards_group_equal_conditions_with_the_latest_first():
     ]
 
 
+def test_a_label_that_an_older_version_kept_as_a_number_is_read_as_text():
+    [found] = leaderboards([make(settings={"label": 3})])
+    assert found.conditions == replace(CONDITIONS, label="3")
+
+
+def test_a_model_that_plays_no_part_makes_no_second_board():
+    runs = [make("base", 0), make("other", 0, model="a"), make("other", 1, model="b")]
+    [found] = leaderboards(runs)
+    assert (found.conditions, len(found.runs)) == (CONDITIONS, 3)
+    assert len(leaderboards([replace(run, model_fingerprint=run.model) for run in runs])) == 3
+
+
 def test_a_repeated_first_run_makes_its_board_the_latest():
     runs = [make("base", 0), make("slow", 0, finished="2026-01-02"), make("base", 0, data="other", finished="2026-02")]
     assert leaderboards([*runs, make("base", 0, finished="2026-03")])[0].conditions == CONDITIONS

@@ -46,14 +46,20 @@ def test_a_leaderboard_shows_everything(client, names):
     assert names["standard./m"] in text  # the same question on other data
 
 
-def test_other_conditions_without_a_model_name_none(world, client, tmp_path, monkeypatch):
+def test_other_conditions_are_told_apart_and_without_a_model_name_none(world, client, tmp_path, monkeypatch):
     run, store = demo.run("knn", 0), Store(str(tmp_path / "runs.sqlite"))
-    for one in (run, replace(run, key="features", data="mine.npz", model_fingerprint="")):
+    features = replace(run, key="features", data="mine.npz", model_fingerprint="")
+    for one in (run, features, replace(features, key="other", settings=run.settings | {"label": "kind"})):
         store.save(one)
     kept = Measured(store)
     monkeypatch.setattr(world.app.state.measured, "now", kept.now)
     name = next(name for name in kept.now().boards if "openmoji" in name)
-    assert ">mine.npz</a>" in client.get(f"/leaderboards/{name}?nothing=kept").text
+    text = client.get(f"/leaderboards/{name}?nothing=kept").text
+    assert ">mine.npz</a>" in text
+    assert ">mine.npz, label kind</a>" in text
+    assert "mine.npz · label kind · quick" in " ".join(client.get("/leaderboards?some=kept").text.split())
+    listed = client.get("/api/v1/leaderboards?data=mine.npz").json()["items"]
+    assert [one["model"] for one in listed] == ["", ""]
 
 
 def test_every_column_has_its_unit_and_something_in_it(client, names):

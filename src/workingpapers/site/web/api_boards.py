@@ -42,9 +42,10 @@ class Leaderboard(BaseModel):
 
 def _listed(board: Board, address: str) -> dict[str, Any]:
     at, name = board.conditions, permalink(board.conditions)
-    shared = {key: getattr(at, key) for key in ("task", "setting", "data", "model", "budget", "label")}
+    shared = {key: getattr(at, key) for key in ("task", "setting", "data", "budget", "label")}
     return shared | {
         "name": name,
+        "model": board.model,
         "page": f"{address}/leaderboards/{name}",
         "task_title": load_task(at.task).title,
         "title": board.setting.title,
