@@ -210,6 +210,17 @@ def test_bad_images_are_named(images, message):
         multiscale_forward(TinyTransformer(), images, num_prefix_tokens=1)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_backbone_that_returns_no_tensor_is_named(chunked):
+    with pytest.raises(ValueError, match="the backbone returned dict; it must return a tensor"):
+        multiscale_forward(lambda x: {"last_hidden_state": x}, torch.zeros(1, 3, 16, 16), chunked=chunked)
+
+
+def test_a_module_can_be_exported():
+    model, images = MultiScaleFeatures(TinyTransformer(), num_prefix_tokens=1), torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), model(images))
+
+
 def test_a_module_names_bad_options_when_it_is_made():
     with pytest.raises(ValueError, match="ref is 3"):
         MultiScaleFeatures(TinyTransformer(), img_sizes=(16, 32, 48), ref=3)

@@ -66,13 +66,22 @@ def test_whitened_data_have_identity_covariance():
     np.testing.assert_allclose(damped.fit_transform(X), white[:, :1] / math.sqrt(2))
 
 
+def test_directions_without_variance_are_left_out():
+    rng = np.random.default_rng(0)
+    X, queries = rng.normal(size=(12, 40)), rng.normal(size=(5, 40))  # 12 rows vary in 11 directions
+    white = PCAWhitener().fit(X).transform(queries)
+    np.testing.assert_allclose(white, PCAWhitener(n_components=11).fit(X).transform(queries))
+    with np.errstate(invalid="ignore"), pytest.raises(ValueError, match="only 0 components have variance"):
+        PCAWhitener().fit(np.ones((4, 3)))
+
+
 @pytest.mark.parametrize(
     ("transformer", "message"),
     [
         (SignedPower(p=0), "p is 0; it must be finite and above 0"),
         (PCAWhitener(eps=-1), "eps is -1"),
         (PCAWhitener(n_components=9), "n_components=9 must be between"),
-        (PCAWhitener(eps=0), "a component has no variance"),
+        (PCAWhitener(n_components=3), "only 2 components have variance; n_components is 3"),
     ],
 )
 def test_bad_transforms_are_named(transformer, message):

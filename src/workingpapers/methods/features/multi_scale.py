@@ -102,8 +102,9 @@ def multiscale_forward(
         (B, P + N, S * C) tokens or (B, S * C, h, w) maps, with the grid of scale `ref`.
 
     Raises:
-        ValueError: images that are not square, a size that its tiles do not divide, a token count that is no square
-            grid (most often a wrong `num_prefix_tokens`), or an option outside its range.
+        ValueError: images that are not square or (unless compiled) not finite, a size that its tiles do not divide,
+            a token count that is no square grid (most often a wrong `num_prefix_tokens`), an output that is no tensor,
+            or an option outside its range.
     """
     sizes = _checked_sizes(x, scales, img_sizes)
     _check_options(len(sizes), tile_size, ref, num_prefix_tokens, output_fmt)
@@ -111,7 +112,8 @@ def multiscale_forward(
     for size in sizes:
         n = math.ceil(size / (tile_size or x.shape[-1]))
         tiles = tile(_resize(x, size, "bicubic"), n)
-        output = torch.cat([fn(part) for part in torch.split(tiles, len(x))]) if chunked else fn(tiles)
+        outputs = [_checked_output(fn(part)) for part in (torch.split(tiles, len(x)) if chunked else [tiles])]
+        output = torch.cat(outputs) if chunked else outputs[0]
         prefix, grid = _split(output, len(tiles), num_prefix_tokens, output_fmt)
         prefixes.append(prefix.reshape(n * n, len(x), *prefix.shape[1:]).mean(dim=0))
         grids.append(untile(grid, n))
@@ -180,7 +182,7 @@ def _checked_sizes(x: Tensor, scales: Sequence[float], img_sizes: Sequence[int] 
             f"images must be floating point and square, (B, 3, H, H); got {tuple(x.shape)}, {x.dtype}: "
             "pad or resize rectangular images first"
         )
-    if not torch.isfinite(x).all():
+    if not torch.compiler.is_compiling() and not torch.isfinite(x).all():  # a compiled program has no way to look
         raise ValueError("the images hold NaN or infinity")
     sizes = [int(x.shape[-1] * scale) for scale in scales] if img_sizes is None else [int(size) for size in img_sizes]
     if min(sizes, default=0) < 1:
@@ -203,6 +205,15 @@ def _resize(x: Tensor, size: int | tuple[int, int] | torch.Size, mode: str) -> T
     """Resize to `size` in at least float32 and cast back; at equal size both modes are the identity."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.interpolate(exact, size=size if isinstance(size, int) else tuple(size), mode=mode).to(x.dtype)
+
+
+def _checked_output(output: object) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise ValueError(
+            f"the backbone returned {type(output).__name__}; it must return a tensor: give, for example, a function "
+            "that takes last_hidden_state out of what a model of transformers returns"
+        )
+    return output
 
 
 def _split(output: Tensor, batch: int, num_prefix_tokens: int, output_fmt: Format) -> tuple[Tensor, Tensor]:

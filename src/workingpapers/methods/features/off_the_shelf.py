@@ -76,12 +76,12 @@ class SignedPower(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 class PCAWhitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Project on the principal components, scale each to unit variance and normalise every row again.
 
-    Fit it on images that are not the queries.
+    Fit it on images that are not the queries. N of them have N - 1 directions at most in which they vary.
 
     Args:
-        n_components: how many components are kept, at most min(N, D); None keeps all of them. The paper keeps 500.
-        eps: added to every variance before the square root, in squared units of the features; 1e-12 only keeps
-            directions without variance from blowing up, more damps the smallest ones.
+        n_components: how many components are kept; None keeps all that have variance. The paper keeps 500.
+        eps: added to every variance before the square root, in squared units of the features; 1e-12, next to nothing;
+            more damps the smallest ones.
         renormalize: whether every row gets unit L2 length at the end; True, as in the paper.
 
     Attributes:
@@ -98,22 +98,26 @@ class PCAWhitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         """Fit to features X (N, D).
 
         Raises:
-            ValueError: fewer than two rows, features that are not finite or an option outside its range.
+            ValueError: fewer than two rows, features that are not finite, more components than have variance, or an
+                option outside its range.
         """
         features = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         if not self.eps >= 0:
             raise ValueError(f"eps is {self.eps!r}; it must be 0 or more")
         self.pca_ = PCA(self.n_components, svd_solver="full").fit(features)
         variance = self.pca_.explained_variance_
-        if not (variance + self.eps > np.finfo(float).eps * variance[0]).all():
-            raise ValueError("a component has no variance: keep fewer with n_components or raise eps above 0")
-        self.scale_ = np.sqrt(variance + self.eps)
+        # A direction without variance would be rounding errors here and, divided by almost 0, drown all others later.
+        varied = variance[variance > np.finfo(float).eps * variance[0]]
+        if len(varied) < (1 if self.n_components is None else len(variance)):
+            raise ValueError(f"only {len(varied)} components have variance; n_components is {self.n_components}")
+        self.scale_ = np.sqrt(varied + self.eps)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the whitened features, (N, n_components)."""
         check_is_fitted(self)
-        white = self.pca_.transform(validate_data(self, X, dtype=np.float64, reset=False)) / self.scale_
+        features = self.pca_.transform(validate_data(self, X, dtype=np.float64, reset=False))
+        white = features[:, : len(self.scale_)] / self.scale_
         return normalize(white) if self.renormalize else white
 
     @property
