@@ -350,16 +350,17 @@ def measured(finding: Finding) -> Text:
 
 
 def evidence(finding: Finding) -> str:
-    """Return what was measured for a claim, or why nothing was, or the command that measures it."""
-    metric = finding.metric
+    """Return what was measured for a claim, or why nothing was, what is missing, or the command that measures it."""
+    metric, check = finding.metric, finding.claim.check
     if metric and finding.difference and finding.entry and finding.versus and finding.board:
         values = f"{metric.name} {interval(finding.entry, metric)} against {interval(finding.versus, metric)}"
         difference = interval(finding.difference, metric, signed=True)
         where = f"{finding.board.conditions.data}, {finding.board.conditions.budget} budget"
-        check = finding.claim.check
         allowed = f"the claim allows {check.tolerance:g}; " if check and check.tolerance else ""
         return f"{values}, difference {difference} ({finding.verdict}; {allowed}{where})"
-    return finding.claim.untestable or finding.command
+    if check and finding.standing == "no entry yet":
+        return f"{check.entry} of task {check.task}"
+    return finding.claim.untestable or "; again: ".join(filter(None, (finding.failure, finding.command)))
 
 
 def show_infos(infos: Iterable[Info]) -> RenderableType:

@@ -65,7 +65,7 @@ def test_what_a_check_names_exists(name):
     card, claim = CLAIMS[name]
     [finding] = [found for found in findings(card, []) if found.claim == claim]  # no UserError
     if card.method:  # then it takes part: setting, metric, entry and what it is compared with exist
-        assert finding.standing == "not run"
+        assert finding.standing == "not run", f"task {claim.check.task} has no entry {claim.check.entry!r}"
         assert f"papers try {claim.check.task}" in finding.command
 
 

@@ -186,6 +186,15 @@ def test_runs_that_do_not_fit_do_not_count(others):
     assert found.command == f"papers try {TASK} --entries better"
 
 
+def test_a_claim_whose_entry_failed_says_so():
+    bad = [replace(run, status="failed", error="oh", metrics={}) if run.entry == "better" else run for run in runs(2)]
+    (found,) = findings(card(check()), bad)
+    assert evidence(found) == f"better failed: oh; again: papers try {TASK} --entries better"
+    assert evidence(findings(card(check()), [])[0]) == f"papers try {TASK} --entries better"
+    (found,) = findings(card(check()), [*bad, *runs(2, 2, 2)])
+    assert (found.standing, found.failure) == ("reproduced", "")
+
+
 def test_the_full_budget_counts_before_more_seeds():
     both = [*runs(2, 2, 2, 2, 2), *runs(-2, -2, -2, budget="full")]
     (found,) = findings(card(check()), both)
@@ -203,7 +212,11 @@ def test_what_has_no_check_or_no_entry():
     found = findings(card(None, check(entry="not-there"), Check(task="later", entry="better", expect="helps")), [])
     assert [item.standing for item in found] == ["not testable", "no entry yet", "no entry yet"]
     assert [item.command for item in found] == ["", "", ""]
-    assert found[0].claim.untestable == "needs a cluster"
+    assert [evidence(item) for item in found] == [
+        "needs a cluster",
+        f"not-there of task {TASK}",
+        "better of task later",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +225,8 @@ def test_what_has_no_check_or_no_entry():
         (check(setting="standrad"), "Card moment-probing: Unknown setting 'standrad' of task toytask:task."),
         (check(setting="trouble"), "Card moment-probing: Entry 'better' takes part in standard, not in 'trouble'"),
         (check(versus="bas"), "Card moment-probing: Unknown entry 'bas'. Did you mean 'base'?"),
+        (check(entry="base"), "Card moment-probing: The entry 'base' is compared with itself"),
+        (check(versus="better"), "Card moment-probing: The entry 'better' is compared with itself"),
         (check(metric="acuracy"), "Card moment-probing: Unknown metric 'acuracy'. Did you mean 'accuracy'?"),
     ],
 )
@@ -307,7 +322,7 @@ def test_settings_that_cannot_use_the_data_are_left_out(monkeypatch):
             raise UserError(f"{data!r} is nothing for {setting!r}")
 
     monkeypatch.setattr(reproduce, "try_", refuses)
-    paper, refused = card(check(), check(entry="base", setting="trouble")), {"trouble"}
+    paper, refused = card(check(), check(entry="raises", setting="trouble")), {"trouble"}
     with pytest.warns(UserRemark, match="Left out: .* is nothing for 'trouble'"):
         run_claims([paper], store="sqlite://", data="mine.csv")
     with pytest.raises(UserError, match="is nothing for 'trouble'"):  # the check's own data

@@ -46,6 +46,7 @@ class Finding:
         metric: what was compared; None where there is no entry yet.
         board: the leaderboard it was read from; None without runs.
         command: what measures it.
+        failure: "entry failed: reason" where it was not measured because every run of an entry failed.
     """
 
     claim: Claim
@@ -57,6 +58,7 @@ class Finding:
     metric: Metric | None = None
     board: Leaderboard | None = None
     command: str = ""
+    failure: str = ""
 
 
 def findings(card: Card, runs: Sequence[Run], *, data: str | None = None) -> list[Finding]:
@@ -85,9 +87,12 @@ def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) ->
     wanted = check.task, check.setting, data or check.data or setting.data, setting.model
     versus = check.versus or setting.baseline
     boards = leaderboards(run for run in runs if (run.task, run.setting, run.data, run.model) == wanted)
-    usable = [b for b in boards if {check.entry, versus} <= {r.entry for r in b.rows if metric.name in r.values}]
+    compared = {check.entry, versus}
+    usable = [b for b in boards if compared <= {r.entry for r in b.rows if metric.name in r.values}]
     if not usable:
-        return Finding(claim, "not run", metric=metric, command=command)
+        lost = [r for board in boards for r in board.rows if r.entry in compared and r.failures and not r.values]
+        failure = f"{lost[0].entry} {lost[0].failures[-1]}" if lost else ""
+        return Finding(claim, "not run", metric=metric, command=command, failure=failure)
     board = max(usable, key=lambda board: (board.conditions.budget == "full", len(board.runs)))
     ours, theirs = (
         seed_values((run for run in board.runs if run.entry == name), metric.name) for name in (check.entry, versus)
@@ -122,7 +127,8 @@ def _setting(card: Card, check: Check) -> Setting | None:
     """Return the setting of a check, or None while its task or its entry does not exist.
 
     Raises:
-        UserError: the task exists, and lacks the setting, the metric or what the entry is compared with.
+        UserError: the task exists, and lacks the setting, the metric or what the entry is compared with; or that is the
+            entry itself.
     """
     if check.task not in task_names():
         return None
@@ -133,6 +139,8 @@ def _setting(card: Card, check: Check) -> Setting | None:
         setting = task.setting(check.setting)
         setting.metric(check.metric)
         task.select(check.setting, [check.entry, *([check.versus] if check.versus else [])])
+        if check.entry == (check.versus or setting.baseline):
+            raise UserError(f"The entry {check.entry!r} is compared with itself; `versus` names another.")
     except UserError as error:
         raise UserError(f"Card {card.slug}: {error}") from error
     return setting
