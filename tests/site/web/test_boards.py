@@ -1,12 +1,17 @@
 import html
 import json
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import demo
 import pytest
 
+from workingpapers.runs import plot
 from workingpapers.runs.store import Store
+from workingpapers.site.web.app import THREADS
 from workingpapers.site.web.measured import Measured
 
 
@@ -72,6 +77,26 @@ def test_every_column_has_its_unit_and_something_in_it(client, names):
     few = client.get(f"/leaderboards/{names['few-shotope']}").text
     for cells in zip(*(re.findall("<td.*?</td>", row, re.DOTALL) for row in few.split("<tr")[2:]), strict=True):
         assert any(re.sub("<.*?>", "", cell) for cell in cells)
+
+
+def test_while_plots_are_drawn_others_are_answered(world, client, names, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    draw = plot.plots
+    monkeypatch.setattr(plot, "plots", lambda board: begun.set() or (go_on.wait(30) and draw(board)))
+    kept = Measured(world.app.state.store)
+    monkeypatch.setattr(world.app.state.measured, "now", kept.now)
+    with client, ThreadPoolExecutor(3 * THREADS) as pool:  # one loop for all, as behind a server
+        slow, quick, *_ = names.values()
+        kept.now()._plots[quick] = []
+        pages = [pool.submit(client.get, f"/leaderboards/{slow}?{number}=kept") for number in range(2 * THREADS)]
+        assert begun.wait(10)
+        time.sleep(0.2)
+        others = [pool.submit(client.get, f"{path}?on=time") for path in (f"/leaderboards/{quick}", "/topics")]
+        try:
+            assert [it.result(10).status_code for it in others] == [200, 200]
+        finally:
+            go_on.set()
+        assert {it.result(10).text.count("<figure>") for it in pages} == {4}
 
 
 def test_numbers_are_downloaded(client, names):

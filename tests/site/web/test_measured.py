@@ -101,6 +101,20 @@ def test_plots_are_drawn_once_and_kept_while_the_runs_are_the_same(kept, monkeyp
     assert len(drawn) == 2
 
 
+def test_plots_of_the_last_leaderboards_are_kept(kept, monkeypatch):
+    from workingpapers.runs import plot
+
+    monkeypatch.setattr(plot, "plots", lambda board: [])
+    monkeypatch.setattr(measured, "_MOST_DRAWN", 2)
+    for data in ("one", "two"):
+        kept.save(run("knn", 0, data=data))
+    here = Measured(kept).now()
+    names = list(here.boards)
+    for name in names:
+        here.plots(name)
+    assert [here.drawn(name) for name in names] == [None, [], []]
+
+
 def test_a_server_is_asked_every_minute(kept):
     clock = Clock()
     here = Measured(kept, clock)

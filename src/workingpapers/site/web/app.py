@@ -46,8 +46,8 @@ def create_app(settings: Settings) -> FastAPI:
     """Return the application; its database is opened, and closed when the server stops.
 
     Routes find what they share in `request.app.state`: settings, engine (of the page's database), store (of runs),
-    measured (what the store says, see `Measured.now`), searcher, recommender, recommending (who may ask it), mails (how
-    many each client caused, see `slow_down`) and feed_changes.
+    measured (what the store says, see `Measured.now`), searcher, recommender, recommending and drawing (who may do so
+    now), mails (how many each client caused, see `slow_down`) and feed_changes.
 
     Raises:
         UserError: the database or the store cannot be opened.
@@ -67,7 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.measured = Measured(app.state.store)
     app.state.searcher = Searcher(app.state.engine, settings)
     app.state.recommender = Recommender(app.state.engine)
-    app.state.recommending = CapacityLimiter(1)  # who waits for a list holds none of the threads that answer requests
+    # Who waits for a list or a plot holds none of the threads that answer requests.
+    app.state.recommending, app.state.drawing = CapacityLimiter(1), CapacityLimiter(1)
     app.state.mails = Buckets(MAIL_RATE, MAIL_BURST)
     app.state.feed_changes = feed_routes.Changes()
     for module in (static_files, find, pages, boards, account, subscribe, feed_routes, api):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from workingpapers.runs.leaderboard import Leaderboard
@@ -13,6 +15,9 @@ from workingpapers.site.web.measured import Snapshot, find_board, fitting
 from workingpapers.site.web.render import or_missing, page
 from workingpapers.site.web.session import recognise
 from workingpapers.tasks.protocol import load_task
+
+if TYPE_CHECKING:
+    from workingpapers.runs.plot import Plot
 
 router = APIRouter(include_in_schema=False, dependencies=[Depends(recognise)])
 
@@ -59,8 +64,20 @@ def board_csv(request: Request, name: str, hardware: Asked = "") -> Response:
     return Response(board.to_csv(), media_type="text/csv", headers=headers)
 
 
+async def _plots(request: Request, name: str, hardware: Asked = "") -> list[Plot]:
+    """Return a leaderboard's plots, drawn one leaderboard after another; of one machine, none are drawn."""
+    state = request.app.state
+    snapshot = await run_in_threadpool(state.measured.now)
+    if hardware or name not in snapshot.boards:
+        return []
+    drawn = snapshot.drawn(name)
+    return await to_thread.run_sync(snapshot.plots, name, limiter=state.drawing) if drawn is None else drawn
+
+
 @router.get("/leaderboards/{name}")
-def board_page(request: Request, name: str, hardware: Asked = "") -> Response:
+def board_page(
+    request: Request, name: str, plots: Annotated[list[Any], Depends(_plots)], hardware: Asked = ""
+) -> Response:
     """Answer with a leaderboard; of one machine only where that is named."""
     snapshot = request.app.state.measured.now()
     board = _board(snapshot, name, hardware)
@@ -70,7 +87,7 @@ def board_page(request: Request, name: str, hardware: Asked = "") -> Response:
         "leaderboard.html",
         board=board,
         papers=snapshot.papers,
-        plots=[] if hardware else snapshot.plots(name),
+        plots=plots,
         command=command(board),
         machines=sorted(snapshot.boards[name].machines),
         narrowed={"hardware": hardware} if hardware else {},

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 _LOOK = 5.0  # seconds between two looks at whether a store's file has changed
 _ASK = 60.0  # seconds between two readings of a store that is no file
-_drawing = threading.Lock()  # matplotlib draws one figure at a time
+_MOST_DRAWN = 100  # leaderboards whose plots are kept, a tenth of a megabyte each
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,19 @@ class Snapshot:
     left_out: Sequence[str]
     _plots: dict[str, list[Plot]] = field(default_factory=dict, repr=False)
 
+    def drawn(self, name: str) -> list[Plot] | None:
+        """Return the plots of a leaderboard if they are drawn already."""
+        return self._plots.get(name)
+
     def plots(self, name: str) -> list[Plot]:
-        """Return the plots of a leaderboard, drawn when first asked for."""
+        """Return the plots of a leaderboard, drawn when first asked for; one call at a time, as matplotlib draws."""
         from workingpapers.runs.plot import plots
 
-        with _drawing:
-            if name not in self._plots:
-                self._plots[name] = plots(self.boards[name])
-            return self._plots[name]
+        if name not in self._plots:
+            self._plots[name] = plots(self.boards[name])
+        while len(self._plots) > _MOST_DRAWN:
+            del self._plots[next(iter(self._plots))]
+        return self._plots[name]
 
 
 class Measured:
@@ -102,7 +107,7 @@ class Measured:
         named = {permalink(board.conditions): board for board in boards}
         old = self._snapshot
         same = {n for n in named if old and n in old.boards and old.boards[n].runs == named[n].runs}
-        kept = {n: plots for n, plots in old._plots.items() if n in same} if old else {}
+        kept = {n: plots for n, plots in list(old._plots.items()) if n in same} if old else {}
         self._snapshot = Snapshot(named, all_papers(runs, boards), left_out, kept)
         self._stamp, self._looked = stamp, self._clock()
 
