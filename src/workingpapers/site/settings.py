@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from workingpapers.errors import UserError
 
 _TRUE, _FALSE = frozenset(("1", "true", "yes", "on")), frozenset(("0", "false", "no", "off", ""))
+_SHORTEST = 32  # characters of a secret
+_WAIT = 5.0  # seconds that another process may take to write one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class Settings:
             )
         if self.smtp and urlsplit(self.smtp).scheme not in ("smtp", "smtps"):
             raise UserError("WORKINGPAPERS_SMTP must be like smtp://user:password@host:587 or smtps://...")
-        if len(self.secret) < 32:
-            raise UserError("WORKINGPAPERS_SECRET is too short: take at least 32 random characters.")
+        if len(self.secret) < _SHORTEST:
+            raise UserError(f"WORKINGPAPERS_SECRET is too short: take at least {_SHORTEST} random characters.")
 
     @property
     def secure(self) -> bool:
@@ -99,17 +101,35 @@ def _kept_secret() -> str:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".secret-") as made:  # for its owner alone
-                made.write(secrets.token_urlsafe(48))
-                made.flush()
-                os.fsync(made.fileno())
-                with contextlib.suppress(FileExistsError):  # of two processes that come at once one makes it, whole
-                    os.link(made.name, file)
-        return file.read_text()
+            with contextlib.suppress(FileExistsError):  # of processes that come at once one makes it
+                _write_new(file, secrets.token_urlsafe(48))
+        deadline = time.monotonic() + _WAIT
+        while len(secret := file.read_text()) < _SHORTEST and time.monotonic() < deadline:
+            time.sleep(0.05)  # another process is about to write it
     except OSError as error:
         raise UserError(
             f"The page's secret cannot be kept in {file}: {error.strerror}. Set WORKINGPAPERS_SECRET."
         ) from error
+    if len(secret) < _SHORTEST:
+        raise UserError(f"The page's secret in {file} is cut short. Delete the file, or set WORKINGPAPERS_SECRET.")
+    return secret
+
+
+def _write_new(file: Path, text: str) -> None:
+    """Write a file that is not there, for its owner alone, and leave none if that fails.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with open(descriptor, "w") as made:
+            made.write(text)
+            made.flush()
+            os.fsync(made.fileno())
+    except BaseException:
+        file.unlink()
+        raise
 
 
 def _switch(name: str, default: str) -> bool:
