@@ -22,7 +22,6 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from peers import BATCH, OURS, Data, Learner, Maker, data, libraries, ours
+from peers import BATCH, OURS, Data, Maker, data, libraries
 from scipy import stats
-from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.metrics import auc
 from workingpapers.methods.recommenders.training import Plan, train
@@ -69,26 +67,6 @@ def run(library: str, make: Maker, name: str, part: Data, test: Data, seed: int,
     return {"valid": reached, "test": auc(test.held_labels, learner.scores(test.held))}
 
 
-def drawn(network: nn.Module, draw: Callable[[Tensor], Any] | None, scale: float) -> None:
-    """Draw the weights of linear layers anew, by None as torch does, else with biases 0; and vectors of a deviation."""
-    for module in network.modules():
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=scale)
-        elif isinstance(module, nn.Linear) and draw is None:
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear) and draw:
-            draw(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-
-def alike(name: str, data: Data, seed: int, rate: float) -> Learner:
-    """Return our model, started as FuxiCTR starts its own."""
-    learner = ours(name, data, seed, rate)
-    drawn(learner.network, nn.init.xavier_normal_, 1e-4)
-    return learner
-
-
 class Runs:
     """Runs of one model on one kind of data, each done once.
 
@@ -104,8 +82,7 @@ class Runs:
 
     def get(self, library: str, seed: int, rate: float) -> dict[str, Any]:
         """Return what `run` does."""
-        drawn = "alike" if self.makers[library] is alike else library
-        file = self.folder / f"{self.source} {len(self.found.rows)} {self.name} {drawn} {rate} {seed}.json"
+        file = self.folder / f"{self.source} {len(self.found.rows)} {self.name} {library} {rate} {seed}.json"
         if not file.exists():
             with contextlib.redirect_stdout(io.StringIO()):
                 made = run(library, self.makers[library], self.name, self.part, self.found, seed, rate)
@@ -141,7 +118,6 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=2, help="of how many the learning rate is chosen by")
     parser.add_argument("--zoo", type=Path, help="the folder model_zoo of a clone of FuxiCTR")
     parser.add_argument("--only", choices=OURS, help="one model")
-    parser.add_argument("--alike", action="store_true", help="draw our first weights as FuxiCTR draws its own")
     parser.add_argument("--results", type=Path, default=Path("peers-tuned"), help="the folder of results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -156,8 +132,6 @@ def main() -> None:
             makers = libraries(given.zoo, Path(folder))
             if name == "FGCNN":
                 makers.pop("DeepCTR-Torch", None)  # it has none
-            if given.alike:
-                makers["workingpapers"] = alike
             runs = Runs(name, given.data, data(name, given.data, given.rows), makers, given.results)
             runs.show(given.seeds, given.tuning)
 

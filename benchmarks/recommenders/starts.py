@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peers import BATCH, OURS, Data, columns, data, encoded
-from peers_tuned import EPOCHS, PATIENCE, RATES, drawn, parted
+from peers_tuned import EPOCHS, PATIENCE, RATES, parted
 from torch import Tensor, nn
 
 from workingpapers.methods.recommenders.baselines import MLPClickClassifier
@@ -50,6 +50,19 @@ def parts(source: str, rows: int) -> tuple[Data, Data]:
     table, labels = columns(TRAINED + VALID + FRESH, seed=1)
     part = encoded(table[: TRAINED + VALID], labels[: TRAINED + VALID], np.arange(TRAINED + VALID) >= TRAINED)
     return part, replace(part, held=part.schema.encode(table[-FRESH:]), held_labels=labels[-FRESH:])
+
+
+def drawn(network: nn.Module, draw: Callable[[Tensor], Any] | None, scale: float) -> None:
+    """Draw the weights of linear layers anew, by None as torch does, else with biases 0; and vectors of a deviation."""
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=scale)
+        elif isinstance(module, nn.Linear) and draw is None:
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear) and draw:
+            draw(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def reached(name: str, start: Start, rate: float, seed: int, part: Data, counted: Data) -> tuple[float, float]:
