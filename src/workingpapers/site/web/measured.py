@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _LOOK = 5.0  # seconds between two looks at whether a store's file has changed
 _ASK = 60.0  # seconds between two readings of a store that is no file
+_drawing = threading.Lock()  # matplotlib draws one figure at a time
 _MOST_DRAWN = 100  # leaderboards whose plots are kept, a tenth of a megabyte each
 
 
@@ -45,14 +46,15 @@ class Snapshot:
         return self._plots.get(name)
 
     def plots(self, name: str) -> list[Plot]:
-        """Return the plots of a leaderboard, drawn when first asked for; one call at a time, as matplotlib draws."""
+        """Return the plots of a leaderboard, drawn when first asked for."""
         from workingpapers.runs.plot import plots
 
-        if name not in self._plots:
-            self._plots[name] = plots(self.boards[name])
-        while len(self._plots) > _MOST_DRAWN:
-            del self._plots[next(iter(self._plots))]
-        return self._plots[name]
+        with _drawing:
+            if name not in self._plots:
+                self._plots[name] = plots(self.boards[name])
+            while len(self._plots) > _MOST_DRAWN:
+                del self._plots[next(iter(self._plots))]
+            return self._plots[name]
 
 
 class Measured:
