@@ -26,17 +26,21 @@ def test_a_new_file_is_for_its_owner_alone(sqlite_database):
     assert Path(sqlite_database.url.database).stat().st_mode & 0o077 == 0
 
 
+def indexes(engine):
+    return {index["name"] for table in ("papers", "outbox") for index in inspect(engine).get_indexes(table)}
+
+
 def test_a_database_of_the_first_version_is_brought_up_to_date(database):
+    new = indexes(database)
     with writing(database) as connection:
-        for name in ("ix_papers_source", "papers_changed"):
+        for name in ("ix_papers_source", "papers_changed", "outbox_due", "outbox_created"):
             connection.execute(text(f"DROP INDEX {name}"))
         connection.execute(text("CREATE INDEX ix_papers_year ON papers (year)"))
+        connection.execute(text("CREATE INDEX ix_outbox_state ON outbox (state)"))
         connection.execute(text("UPDATE site_schema SET version = 1"))
         connection.execute(insert(users).values(email="a@b.c", created=0))
     again = open_database(database.url.render_as_string(hide_password=False))
-    indexes = {index["name"] for index in inspect(again).get_indexes("papers")}
-    assert {"ix_papers_source", "papers_changed"} <= indexes
-    assert "ix_papers_year" not in indexes
+    assert indexes(again) == new
     with again.connect() as connection:
         assert connection.execute(text("SELECT version FROM site_schema")).scalar_one() == len(MIGRATIONS)
         assert connection.execute(select(users.c.email)).scalars().all() == ["a@b.c"]

@@ -50,9 +50,16 @@ def _index_papers(connection: Connection) -> None:
     connection.execute(text("CREATE INDEX IF NOT EXISTS papers_changed ON papers (updated, id)"))
 
 
+def _index_outbox(connection: Connection) -> None:
+    """Which mail is next, and what is old or new, is known without reading any mail."""
+    connection.execute(text("DROP INDEX IF EXISTS ix_outbox_state"))
+    connection.execute(text("CREATE INDEX IF NOT EXISTS outbox_due ON outbox (state, next_try, kind)"))
+    connection.execute(text("CREATE INDEX IF NOT EXISTS outbox_created ON outbox (created)"))
+
+
 # One function per version, from an empty database on; what has been released is never changed, only added to. The first
 # makes the schema as it is today, so that a later one may find its work done.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, _index_papers)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, _index_papers, _index_outbox)
 
 
 def open_database(url: str) -> Engine:

@@ -188,12 +188,14 @@ outbox = Table(
     Column("subscription_id", ForeignKey("subscriptions.id", ondelete="CASCADE")),
     Column("edition", String),  # the day of a digest
     Column("message", LargeBinary, nullable=False),
-    Column("state", String, nullable=False, index=True),  # "waiting", "sending", "sent", "failed" or "empty"
+    Column("state", String, nullable=False),  # "waiting", "sending", "sent", "failed" or "empty"
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_try", Float, nullable=False),
     Column("created", Float, nullable=False),
     Column("error", String, nullable=False, default=""),
     UniqueConstraint("subscription_id", "edition"),
+    Index("outbox_due", "state", "next_try", "kind"),
+    Index("outbox_created", "created"),
 )
 deliveries = Table(
     "deliveries",

@@ -15,7 +15,7 @@ from email import message_from_bytes
 from email.policy import default
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import event, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from workingpapers.site.database import writing
@@ -179,6 +179,23 @@ def test_what_is_done_with_is_deleted_in_the_end(database):
     drain(database, lambda message, email: None, now=lambda: NOW + KEPT)
     drain(database, lambda message, email: None, now=lambda: NOW + KEPT + 1)
     assert rows(database, "email") == [("b@b.co",)]
+
+
+def test_no_mail_is_read_to_find_the_next_or_the_old_ones(sqlite_database):
+    put(sqlite_database, "a@b.org")
+    read = []
+
+    def explain(connection, cursor, statement, values, *_):
+        if statement.startswith(("DELETE", "UPDATE", "SELECT")):
+            cursor = connection.connection.cursor()
+            read.extend(
+                row[3] for row in cursor.execute(f"EXPLAIN QUERY PLAN {statement}", values) if "outbox" in row[3]
+            )
+
+    event.listen(sqlite_database, "before_cursor_execute", explain)
+    drain(sqlite_database, lambda message, email: None, now=lambda: NOW)
+    assert not [step for step in read if "rowid=" not in step and "outbox_" not in step]
+    assert {"outbox_due", "outbox_created"} <= {word for step in read for word in step.split()}
 
 
 def test_a_mail_that_kills_its_drainers_is_given_up(database):

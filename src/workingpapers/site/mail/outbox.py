@@ -51,6 +51,7 @@ LIMITS = ((3, 3600.0), (10, 86_400.0))
 FIRST_WAIT, LONGEST_WAIT, MOST_ATTEMPTS = 60.0, 6 * 3600.0, 27
 LEASE = 900.0  # seconds a claim holds; sending waits at most a minute for each of some eleven answers
 KEPT = 30 * 86_400.0  # seconds
+_OPEN = ("waiting", "sending")
 
 _log = logging.getLogger(__name__)
 
@@ -144,8 +145,8 @@ def drain(
     """
     done: Counter[str] = Counter()
     with writing(engine) as connection:
-        old = outbox.c.state.in_(("sent", "failed", "empty")) & (outbox.c.created < now() - KEPT)
-        connection.execute(delete(outbox).where(old))
+        done_with = outbox.c.state.not_in(_OPEN)  # of many, so that the few old ones are looked for by their age
+        connection.execute(delete(outbox).where(done_with, outbox.c.created < now() - KEPT))
     while not stopped() and (claim := _claim(engine, now())):
         try:
             if claim.attempts > MOST_ATTEMPTS:  # whoever takes it dies
@@ -169,7 +170,7 @@ def drain(
 
 def _claim(engine: Engine, now: float) -> _Claim | None:
     """Take the next row that is due, counting the attempt; None if there is none."""
-    due = outbox.c.state.in_(("waiting", "sending")) & (outbox.c.next_try <= now)
+    due = outbox.c.state.in_(_OPEN) & (outbox.c.next_try <= now)
     first = (
         select(outbox.c.id)
         .where(due)
@@ -199,7 +200,7 @@ def _finish(engine: Engine, claim: _Claim, state: Literal["sent", "failed"], err
     with writing(engine) as connection:
         _mark(connection, claim, state=state, message=b"", error=_line(error))
         if isinstance(error, Bounced):
-            theirs = (subscriptions.c.email == claim.email) & subscriptions.c.state.in_(("active", "pending"))
+            theirs = (subscriptions.c.email == claim.email) & (subscriptions.c.state == "active")
             connection.execute(update(subscriptions).where(theirs).values(state="bounced"))
     if error:
         _log.warning("mail %s (%s) failed: %s", claim.id, claim.kind, _line(error))
