@@ -19,6 +19,7 @@ from workingpapers.errors import (
     table_kind,
     unknown_name,
     unreadable,
+    user_path,
 )
 
 FEW = ["probe", "anomaly", "long-context"]
@@ -106,6 +107,7 @@ def test_what_cannot_be_imported_is_refused(tmp_path, monkeypatch, path, message
         ("naïve".encode("latin1"), "it is not UTF-8 (byte 0xef); convert it first, from Latin-1: iconv -f latin1"),
         ("a".encode("utf-16"), "it is not UTF-8 (byte 0xff); convert it first, from UTF-16: iconv -f utf-16 -t utf-8"),
         (b"PAR1\xff", "it is a Parquet file; its name must end with .parquet"),
+        (b"\x1f\x8b\x08", "it is compressed by gzip; the name of such a table must end with .csv.gz or .tsv.gz"),
     ],
 )
 def test_the_advice_on_a_file_that_is_not_utf8_goes_by_its_first_bytes(tmp_path, content, advice):
@@ -129,6 +131,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
         existing_file("~/gone.csv")
     with pytest.raises(UserError, match="is a folder; a file is needed"):
         existing_file(tmp_path)
+
+
+def test_where_nobody_can_look_is_told():
+    with pytest.raises(UserError, match=r"xxx\.csv cannot be looked at: File name too long"):
+        user_path("x" * 300 + ".csv")
+    with pytest.raises(UserError, match=r"~nobody-at-all/a\.csv cannot be looked at: Could not determine home"):
+        existing_file("~nobody-at-all/a.csv")
 
 
 def test_a_file_that_is_not_there_is_named_with_those_like_it(tmp_path, monkeypatch):

@@ -87,6 +87,8 @@ def _encoding(path: Path, error: UnicodeDecodeError) -> str:
         start = file.read(4)
     if start == b"PAR1":
         return "it is a Parquet file; its name must end with .parquet"
+    if start[:2] == b"\x1f\x8b":
+        return "it is compressed by gzip; the name of such a table must end with .csv.gz or .tsv.gz"
     kind, name = ("UTF-16", "utf-16") if start[:2] in (b"\xff\xfe", b"\xfe\xff") else ("Latin-1", "latin1")
     byte = error.object[error.start]
     return f"it is not UTF-8 (byte 0x{byte:02x}); convert it first, from {kind}: iconv -f {name} -t utf-8"
@@ -126,13 +128,27 @@ def refuse_label(name: str, label: str) -> None:
         raise UserError(f"label is {label!r}, but {name} is no table: only tables have a column of labels to name.")
 
 
+def user_path(name: str | Path) -> Path:
+    """Return the path that a name stands for, whether anything is there or not; "~" is the user's own folder.
+
+    Raises:
+        UserError: the system cannot look there: a folder is locked, a name is too long, a user is unknown.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be looked at: {getattr(error, 'strerror', '') or error}") from error
+    return path
+
+
 def existing_file(name: str | Path) -> Path:
     """Return the path of a file by its name; "~" is the user's own folder.
 
     Raises:
         UserError: there is none, or it is a folder.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         raise UserError(f"{name} is a folder; a file is needed.")
     if not path.is_file():

@@ -100,6 +100,9 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
         "def load(): return pd.DataFrame({'a': [1, 2, 3, 4], 'label': [0, 1, 0, 1]})\n"
         "def broken(): raise OSError('gone')\n"
         "def other(): return [1]\n"
+        "def ends(): raise SystemExit(1)\n"
+        "def numbered(): return load().set_axis([0, 1], axis=1)\n"
+        "def twice(): return pd.concat([load(), load()], axis=1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert len(load_impressions("my_clicks:load")) == 4
@@ -107,6 +110,11 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
         load_impressions("my_clicks:broken")
     with pytest.raises(UserError, match="returned list"):
         load_impressions("my_clicks:other")
+    with pytest.raises(UserError, match="raised SystemExit: 1"):
+        load_impressions("my_clicks:ends")
+    assert list(load_impressions("my_clicks:numbered", label="1").table.columns) == ["0"]
+    with pytest.raises(UserError, match=r"my_clicks:twice has columns \['label'\] more than once"):
+        load_impressions("my_clicks:twice")
 
 
 def test_the_fingerprint_sees_every_value():
@@ -130,7 +138,11 @@ def test_the_fingerprint_sees_every_value():
         (log(), "click", "no column 'click' for the labels; nearest: 'clicked'"),
         (log(clicked=1), "clicked", r"column 'clicked' has 1 value \('1'\)"),
         (log(clicked=np.arange(20) % 3), "clicked", r"column 'clicked' has 3 values \('0', '1', '2'\)"),
-        (log(clicked=[0.5, 1.0] * 10), "clicked", "0.5, which is not a whole number"),
+        (
+            log(clicked=[0.5, 1.0] * 10),
+            "clicked",
+            r"column 'clicked': .* 0\.5, which is not a whole number",
+        ),
         (log(clicked=np.arange(20) / 7), "clicked", "column 'clicked' has 20 values"),
         (log(clicked=[None, 1.0] * 10), "clicked", "10 of 20 rows have no label"),
         (log().iloc[:0], "clicked", "no rows"),

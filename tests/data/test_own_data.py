@@ -8,6 +8,8 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -194,6 +196,7 @@ def test_hidden_files_and_other_files_are_left_alone(folder):
     (folder / "cat/notes.txt").write_text("")
     (folder / "cat/._0.png").write_text("")
     (folder / ".cache").mkdir()
+    picture(folder / "cat/.thumbnails/0.png")
     (folder / "__MACOSX/cat").mkdir(parents=True)
     assert len(load_dataset(str(folder))) == 6
 
@@ -241,6 +244,18 @@ def test_bad_folders_are_explained(folder, damage, message):
         load_dataset(str(folder))
 
 
+def test_folders_that_may_not_be_read_are_named(folder, monkeypatch):
+    walk = os.walk
+
+    def locked(place, onerror):
+        onerror(PermissionError(13, "Permission denied", str(place)))
+        return walk(place)
+
+    monkeypatch.setattr(os, "walk", locked)
+    with pytest.raises(UserError, match=r"photos/cat cannot be read: .*Permission denied"):
+        load_dataset(folder)
+
+
 # MVTec's layout
 
 
@@ -276,6 +291,16 @@ def test_mvtec_masks_count_in_the_fingerprint(mvtec):
     assert load_dataset(str(mvtec)).fingerprint != first
     shutil.rmtree(mvtec / "ground_truth")
     assert load_dataset(str(mvtec)).masks is None
+
+
+def test_transparent_pixels_of_masks_are_black_and_small_numbers_of_16_bits_are_not(mvtec):
+    drawn = Image.new("RGBA", (6, 4), (255, 255, 255, 0))
+    drawn.putpixel((1, 2), (255, 255, 255, 255))
+    deep = np.zeros((4, 6), np.uint16)
+    deep[2, 1] = 1
+    for made in (drawn, Image.fromarray(deep)):
+        made.save(mvtec / "ground_truth/crack/0_mask.png")
+        assert load_dataset(mvtec).masks[3].nonzero() == (2, 1)
 
 
 def test_mvtec_skips_an_image_with_its_mask(mvtec):
@@ -327,6 +352,20 @@ def test_tables_of_text_may_have_tabs_and_be_compressed(tmp_path, name):
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"There is no file or folder .*{name}"):
         load_dataset(tmp_path / name)
+
+
+def test_rows_that_a_quote_swallows_are_not_lost_in_silence(tmp_path):
+    (tmp_path / "t.tsv").write_text('a\tlabel\n1\tx\n2\t"x\n3\ty\n4\t"y\n5\ty\n')
+    with pytest.raises(UserError, match=r"'label' holds .* in row 1: a value starts with a quote that nothing closes"):
+        load_dataset(tmp_path / "t.tsv")
+
+
+def test_parquet_columns_are_known_by_their_names(tmp_path):
+    frame()[["a", "label"]].set_axis([5, 7], axis=1).to_parquet(tmp_path / "t.parquet")
+    assert len(load_dataset(tmp_path / "t.parquet", label="7")) == 4
+    pq.write_table(pa.table([[1, 2], [3, 4], ["x", "y"]], ["a", "a", "label"]), tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match=r"has columns \['a'\] more than once"):
+        load_dataset(tmp_path / "twice.parquet")
 
 
 def test_csv_and_parquet_of_one_table_have_one_fingerprint(tmp_path):
@@ -406,7 +445,10 @@ def test_a_missing_image_is_skipped_with_its_row(folder):
         ),
         (frame().assign(label=["x", None, "x", None]), r"2 of 4 rows have no label in column 'label'"),
         (frame().assign(a=[1, np.nan, np.inf, 2]), r"NaN or infinity: 2 values in 1 columns.*\(2\) in column 'a'"),
-        (frame().assign(city=["p"] * 4, town="q"), r"2 columns hold neither numbers nor images: 'city', 'town'"),
+        (
+            frame().assign(city=["1", None, "1,5", "p"], town="q"),
+            r"2 columns hold neither numbers nor images: 'city', 'town'\. The first holds '1,5' in row 2\.",
+        ),
         (frame().assign(u=["1.png"] * 4, v=["2.png"] * 4), r"several image columns \(u, v\)"),
         (frame().assign(label="x"), r"one class only, 'x'"),
         (frame().assign(label=[0.5, 1.25, 2, 3]), r"labels hold 0.5, which is not a whole number"),
@@ -490,6 +532,11 @@ def test_arrays_that_nobody_asked_for_are_not_read(tmp_path):
     assert len(load_dataset(saved(tmp_path, arrays(files=np.array([None] * 6))))) == 6
 
 
+def test_half_precision_gives_no_warning(tmp_path):
+    with warnings.catch_warnings(action="error"):
+        load_dataset(saved(tmp_path, arrays(features=np.ones((6, 2), np.float16))))
+
+
 def test_npz_without_the_arrays(tmp_path):
     with pytest.raises(UserError, match=r"no array 'features' \(or 'X'\); it holds: Z"):
         load_dataset(saved(tmp_path, {"Z": np.zeros(3)}))
@@ -514,6 +561,11 @@ def ragged(): return [[1.0], [1.0, 2.0], [3.0]], y
 def nothing(): return None
 def neither(): return LabelledData(name="", fingerprint="", labels=np.array([0, 1]), class_names=("a", "b"))
 def broken(): raise KeyError("photos")
+def unlabelled(): return np.eye(3), ["a", None, "b"]
+def mixed(): return [np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)], ["a", "b"]
+def trained():
+    import torch
+    return torch.eye(3, requires_grad=True), y
 """
 
 
@@ -547,12 +599,15 @@ def test_functions():
         ("own_modul:features", "'own_modul:features' cannot be imported: No module named 'own_modul'"),
         ("own_broken:features", "'own_broken:features' cannot be imported: ZeroDivisionError"),
         ("own_module:broken", "own_module:broken raised KeyError: 'photos'"),
+        ("own_module:unlabelled", "returned 3 labels of which 1 are missing"),
+        ("own_module:mixed", r"an image is uint8 \(4, 4\); images must be"),
+        ("own_module:trained", "returned what is no array: .*requires grad"),
         ("own_module:nothing", "returned NoneType; allowed: LabelledData, or a pair"),
         ("own_module:neither", "must hold images or features"),
         ("own_module:floats", r"an image is float64 \(4, 4, 3\); images must be uint8"),
         ("own_module:scaled", r"returned float64 \(3, 4, 4, 3\); allowed: images, uint8 \(N, H, W\)"),
         ("own_module:lazy", r"returned object \(\); allowed: images, uint8"),
-        ("own_module:ragged", "own_module:ragged returned features of different lengths"),
+        ("own_module:ragged", "own_module:ragged returned what is no array: .*inhomogeneous shape"),
     ],
 )
 def test_bad_functions_are_explained(name, message):

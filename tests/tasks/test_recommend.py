@@ -1,5 +1,6 @@
 """Recommendation from end to end at tiny size: the log by name, the split, the content, the scores, bad input."""
 
+import dataclasses
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -451,6 +452,18 @@ def test_bad_logs_are_named(tmp_path, change, setting, message):
     change(taken()).to_csv(path, index=False)
     with pytest.raises(UserError, match=message):
         prepare(conditions(path, setting))
+
+
+@pytest.mark.parametrize("label", ["lable", "user"])
+def test_a_column_of_labels_that_is_not_there(file, label):
+    where = dataclasses.replace(conditions(file), label=label)
+    with pytest.raises(UserError, match=f"has no column '{label}' for the labels"):
+        prepare(where)
+
+
+def test_items_that_are_no_single_values():
+    with pytest.raises(UserError, match="column 'item' holds values that are not single ones"):
+        from_table(taken().assign(item=[np.array([1])] * 360), "bad", "label")
 
 
 def test_columns_of_one_name_are_told():

@@ -66,7 +66,7 @@ def finite(features: NDArray[Any], columns: Sequence[str] | None = None) -> NDAr
             f"The features hold NaN or infinity: {bad.sum()} values in {np.count_nonzero(bad)} columns, most of them "
             f"({bad[worst]}) in column {column!r}."
         )
-    largest = max(floats.max(initial=0), -floats.min(initial=0))
+    largest = max(float(floats.max(initial=0)), -float(floats.min(initial=0)))
     if largest > LARGEST:
         raise UserError(
             f"The features hold ±{largest:.3g}; allowed: up to {LARGEST:g}, whose square float32 holds. Does it mark a "
@@ -104,7 +104,8 @@ def checked(data: LabelledData) -> LabelledData:
         data = dataclasses.replace(data, features=finite(np.asarray(data.features)))
     else:
         with large_ones():
-            _check_image(data.name, examples[0])
+            for i in range(len(examples) if isinstance(examples, list) else 1):  # others are alike, or are read late
+                _check_image(data.name, examples[i])
     return data if data.fingerprint else dataclasses.replace(data, fingerprint=fingerprint(data))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from workingpapers.data.impressions import IMPRESSIONS
 from workingpapers.data.texts import TEXTS
 from workingpapers.data.types import Info, LabelledData
-from workingpapers.errors import UserError, no_file, refuse_label, similar_files, table_kind, unknown_name
+from workingpapers.errors import UserError, no_file, refuse_label, similar_files, table_kind, unknown_name, user_path
 
 CHOICE = ("one-class-cifar10", "one-class-mnist")  # these take the normal class as in "one-class-mnist:3"
 
@@ -162,7 +162,7 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
         module, _, function = DATASETS[known].load.partition(":")
         load = getattr(importlib.import_module(module), function)
         return replace(load(choice) if choice else load(), name=name)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if name and path.exists():
         return _from_path(path, name, label)
     if table_kind(path) or path.suffix.lower() == ".npz" or name.startswith((".", "/", "~")):

@@ -61,16 +61,23 @@ def read_image(source: Path | bytes) -> NDArray[np.uint8]:
 
 def _decoded(source: Path | bytes) -> Image:
     """Return what `read_image` says, without a copy of the pixels that need none."""
+    with _opened(source) as image:
+        return _rgb(image)
+
+
+@contextlib.contextmanager
+def _opened(source: Path | bytes) -> Iterator[Image]:
+    """Yield a picture, read and turned as its EXIF orientation says."""
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         image.load()  # the file is closed when this returns
         ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
+        yield image
 
 
-def _rgb(image: Image) -> Image:
-    """Convert any of Pillow's modes to RGB."""
+def _rgb(image: Image, ground: str = "white") -> Image:
+    """Convert any of Pillow's modes to RGB, transparent pixels on a colour."""
     import numpy as np
     from PIL import Image
 
@@ -80,8 +87,7 @@ def _rgb(image: Image) -> Image:
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         opaque = image.convert("RGBA")
-        white = Image.new("RGBA", opaque.size, "white")
-        return Image.alpha_composite(white, opaque).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, ground), opaque).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -182,13 +188,15 @@ class Masks(Lazy):
         return len(self.files)
 
     def one(self, index: int) -> NDArray[np.bool_]:
-        """Return a mask as (H, W) bool, true where the file is not black."""
+        """Return a mask as (H, W) bool, true where the file is neither black nor transparent."""
         import numpy as np
 
         file = self.files[index]
         if file is None:
             return np.zeros(self.sizes[index], dtype=bool)
-        return read_image(file).max(axis=2) > 0
+        with _opened(file) as image:  # small numbers of 16 bits would vanish in the 8 of RGB
+            pixels = np.asarray(image if image.mode.startswith("I") else _rgb(image, "black"))
+        return pixels.reshape(*pixels.shape[:2], -1).any(axis=2)
 
 
 def inspect(

@@ -34,6 +34,7 @@ from workingpapers.errors import (
     similar_files,
     table_kind,
     unknown_name,
+    user_path,
 )
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def _check_name(name: str) -> None:
         return
     elif table_kind(Path(name)):
         existing_file(name)
-    elif (path := Path(name).expanduser()).exists():
+    elif (path := user_path(name)).exists():
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'of another type'}. {FORMS}")
     elif not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         raise _unknown(name)
@@ -220,11 +221,11 @@ def called(name: str) -> pd.DataFrame:
         found = import_object("impressions", name)()
     except UserError:
         raise
-    except Exception as error:  # a function of the user's may fail in any way
+    except (Exception, SystemExit) as error:  # a function of the user's may fail in any way
         raise UserError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(found, pd.DataFrame):
         raise UserError(f"{name} returned {type(found).__name__}; allowed: a pandas DataFrame.")
-    return found
+    return found.set_axis([str(column) for column in found.columns], axis=1)
 
 
 def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
@@ -236,11 +237,10 @@ def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
     """
     import numpy as np
 
-    from workingpapers.data.checks import encode
-    from workingpapers.data.tables import check_labels
+    from workingpapers.data.tables import check_labels, classes
 
     check_labels(name, table, label)
-    columns = [str(column) for column in table.columns]
+    columns = list(table.columns)
     values = tuple(dict.fromkeys(map(str, table[label])))
     if len(values) != 2:
         shown = ", ".join(map(repr, values[:5])) + (", ..." if len(values) > 5 else "")
@@ -248,7 +248,7 @@ def from_table(table: pd.DataFrame, name: str, label: str) -> Impressions:
             f"{name}: column {label!r} has {len(values):,} value{'s' * (len(values) > 1)} ({shown}); a label of clicks "
             "has two, of which the one that sorts last is a click."
         )
-    clicks, values = encode(table[label].tolist())
+    clicks, values = classes(table, name, label)
     features = table.drop(columns=[c for c in (label, PART, TIME) if c in columns]).reset_index(drop=True)
     # pandas reads whole numbers with gaps as floats; without gaps they would be names.
     if features.columns.is_unique:  # else they are refused by name when an entry sees them

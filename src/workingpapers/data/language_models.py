@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.cache import cache_dir, explained
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, first_line, import_object, module_file, unknown_name
+from workingpapers.errors import UserError, first_line, import_object, module_file, unknown_name, user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,12 +101,12 @@ def load_language_model(name: str) -> LanguageModel:
     code: Path | None = None
     if name in LANGUAGE_MODELS:
         model, tokenizer = import_object("model", LANGUAGE_MODELS[name].load)()
-    elif Path(name).expanduser().is_dir():
-        model, tokenizer = _from_pretrained(name, str(Path(name).expanduser()), local=True)
+    elif (path := user_path(name)).is_dir():
+        model, tokenizer = _from_pretrained(name, str(path), local=True)
     elif re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         model, tokenizer = _own(name)
         code = module_file(name)
-    elif Path(name).expanduser().is_file():
+    elif path.is_file():
         raise UserError(f"Model {name!r} is a file; allowed: a folder with config.json, weights and tokenizer.")
     elif name.startswith(("/", "./", "../", "~")):
         raise UserError(f"Model {name!r}: there is no such folder.")

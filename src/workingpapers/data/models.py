@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.types import Backbone, Info
-from workingpapers.errors import UserError, first_line, import_object, module_file, unknown_name
+from workingpapers.errors import UserError, first_line, import_object, module_file, unknown_name, user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -111,8 +111,8 @@ def load_model(name: str | os.PathLike[str]) -> Backbone:
         return cast(Backbone, import_object("model", MODELS[name].load)())
     if name.startswith(("timm:", "timm/")):
         return _timm(name)
-    if name and Path(name).expanduser().is_dir():
-        return _transformers(name, str(Path(name).expanduser()))
+    if name and (path := user_path(name)).is_dir():
+        return _transformers(name, str(path))
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _own(name)
     if name.startswith(("/", "./", "../", "~")):

@@ -13,7 +13,7 @@ from workingpapers.data.cache import cache_dir, explained, sync, temporary
 from workingpapers.data.checks import checked, encode
 from workingpapers.data.images import SUFFIXES, Encoded, Masks, Pixels, Seen, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError, import_object, unreadable
+from workingpapers.errors import UserError, first_line, import_object, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,12 +62,27 @@ def from_folder(root: Path, name: str) -> LabelledData:
 
 def _folders(root: Path) -> list[Path]:
     """Return the visible folders in a folder, sorted; those like __MACOSX, which archives leave behind, are none."""
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+    try:
+        return sorted(p for p in root.iterdir() if p.is_dir() and _is_visible(p.name))
+    except OSError as error:
+        raise unreadable(root, error) from error
+
+
+def _is_visible(folder: str) -> bool:
+    return not folder.startswith((".", "__"))
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Return the images below a folder, sorted; a folder without any is an error."""
-    files = [p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    """Return the images below a folder, sorted, but for those in hidden folders; a folder without any is an error."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(folder, error) from error
+
+    files = []
+    for place, inner, names in os.walk(folder, onerror=refuse):
+        inner[:] = filter(_is_visible, inner)
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    files = [p for p in files if p.suffix.lower() in SUFFIXES]
     if not files:
         raise UserError(f"The folder {folder} holds no images ({', '.join(sorted(SUFFIXES))}). {LAYOUT}")
     return sorted(p for p in files if p.is_file())
@@ -290,6 +305,7 @@ def from_function(name: str) -> LabelledData:
 
 def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
     import numpy as np
+    import pandas as pd
 
     images: Any = None
     features = None
@@ -298,8 +314,8 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
     else:
         try:
             array = np.asarray(examples)
-        except ValueError as error:
-            raise UserError(f"{name} returned features of different lengths: {error}") from error
+        except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths; a tensor with a gradient
+            raise UserError(f"{name} returned what is no array: {first_line(error)}") from error
         if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.dtype != np.uint8):
             raise UserError(
                 f"{name} returned {array.dtype} {array.shape}; allowed: images, uint8 (N, H, W) or (N, H, W, 3), or "
@@ -312,6 +328,9 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
     classes = np.asarray(labels)
     if classes.ndim != 1:
         raise UserError(f"{name} returned labels of shape {classes.shape}; they must be (N,).")
+    missing = int(np.sum(pd.isna(classes)))
+    if missing:
+        raise UserError(f"{name} returned {len(classes)} labels of which {missing} are missing.")
     codes, class_names = encode(classes.tolist())
     return checked(
         LabelledData(name=name, fingerprint="", labels=codes, class_names=class_names, images=images, features=features)

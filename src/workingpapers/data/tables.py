@@ -57,9 +57,8 @@ def read_table(path: Path, label: str) -> pd.DataFrame:
     """
     try:
         if table_kind(path) == ".parquet":
-            table = _read_parquet(path)
-            _check_names(path, [str(name) for name in table.columns])
-            return table
+            _check_names(path, _column_names(path))
+            return _read_parquet(path)
         return _read_csv(path, label)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # pandas' and pyarrow's errors are ValueErrors
         if isinstance(error, UserError):
@@ -71,7 +70,8 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_parquet(path)
+        whole = pd.read_parquet(path)
+        return whole.set_axis([str(name) for name in whole.columns], axis=1)  # pandas keeps numbers as names
     except TypeError:  # pandas cannot read all types that it writes: lists of Arrow's are none to it
         from pyarrow import parquet
 
@@ -93,10 +93,28 @@ def _read_csv(path: Path, label: str) -> pd.DataFrame:
             table = pd.read_csv(path, low_memory=False, **options)
         except pd.errors.ParserWarning as error:  # else it would drop the last columns
             raise UserError(f"{path}: rows hold more values than the header has names ({header.shape[1]}).") from error
+    if options["sep"] == "\t":
+        _check_quotes(path, table)
     if label in table.columns:
         texts = pd.read_csv(path, usecols=[label], dtype=str, keep_default_na=False, **options)
         table[label] = texts[label].str.strip()
     return table
+
+
+def _check_quotes(path: Path, table: pd.DataFrame) -> None:
+    """Refuse tabs within values: they are what a quote that never closes swallowed, with whole rows.
+
+    Raises:
+        UserError: names the first.
+    """
+    for column in table.columns[table.dtypes.map(lambda kind: kind.kind not in "biuf")]:
+        torn = table[column].astype(str).str.contains("\t", regex=False)
+        if torn.any():
+            row = int(torn.to_numpy().argmax())
+            raise UserError(
+                f"{path}: column {column!r} holds {str(table[column].iloc[row])[:40]!r} in row {row}: a value starts "
+                "with a quote that nothing closes. Leave it out, or put the value in quotes and double its own."
+            )
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -123,7 +141,7 @@ def check_header(path: Path, name: str, label: str) -> None:
         return
     if names:
         check_separator(name, names, _separator(path))
-        _check_label(name, names, label)
+        check_label(name, names, label)
 
 
 def _separator(path: Path) -> str:
@@ -140,7 +158,12 @@ def _column_names(path: Path) -> list[str]:
         return next((row for row in rows if row), [])  # blank lines are no header
 
 
-def _check_label(name: str, columns: list[str], label: str) -> None:
+def check_label(name: str, columns: list[str], label: str) -> None:
+    """Refuse a column of labels that a table does not have.
+
+    Raises:
+        UserError: with the nearest columns.
+    """
     if label not in columns:
         alike = difflib.get_close_matches(label, columns, n=3, cutoff=0.4)
         shown = [repr(column) for column in (alike or columns)]
@@ -156,7 +179,10 @@ def check_labels(name: str, table: pd.DataFrame, label: str) -> None:
     Raises:
         UserError: no such column, with the nearest ones; no rows; or rows without a label.
     """
-    _check_label(name, [str(column) for column in table.columns], label)
+    columns = [str(column) for column in table.columns]
+    check_label(name, columns, label)
+    if columns.count(label) > 1:
+        raise UserError(f"{name} has columns ['{label}'] more than once.")
     if table.empty:
         raise UserError(f"{name} holds no rows.")
     missing = int((table[label].isna() | (table[label].astype(str) == "")).sum())
@@ -164,11 +190,16 @@ def check_labels(name: str, table: pd.DataFrame, label: str) -> None:
         raise UserError(f"{name}: {missing} of {len(table)} rows have no label in column {label!r}.")
 
 
-def _classes(table: pd.DataFrame, path: Path, label: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def classes(table: pd.DataFrame, name: str, label: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return a table's labels as indices (N,), and their names; see `encode`.
+
+    Raises:
+        UserError: labels that are quantities; names the table and the column.
+    """
     try:
         return encode(table[label].tolist())
     except UserError as error:
-        raise UserError(f"{path}, column {label!r}: {error}") from error
+        raise UserError(f"{name}, column {label!r}: {error}") from error
 
 
 def _part(table: pd.DataFrame) -> NDArray[Any] | None:
@@ -198,7 +229,7 @@ def _images(table: pd.DataFrame, path: Path, name: str, label: str, column: str)
     seen, skipped = inspect(sources, [str(s) if isinstance(s, Path) else f"row {i}" for i, s in enumerate(sources)])
     kept = [i for i, image in enumerate(seen) if image is not None]
     table = table.iloc[kept]
-    labels, class_names = _classes(table, path, label)
+    labels, class_names = classes(table, str(path), label)
     part = _part(table)
     return checked(
         LabelledData(
@@ -223,9 +254,12 @@ def _features(table: pd.DataFrame, path: Path, name: str, label: str) -> Labelle
     others = [str(c) for c in rest.columns if not pd.api.types.is_numeric_dtype(rest[c])]
     if others:
         shown = ", ".join(map(repr, others[:5])) + (", ..." if len(others) > 5 else "")
-        raise UserError(f"{path}: {len(others)} columns hold neither numbers nor images: {shown}.")
+        values = rest[others[0]]
+        odd = np.flatnonzero(values.notna() & pd.to_numeric(values.astype(str), errors="coerce").isna())
+        first = f" The first holds {str(values.iloc[odd[0]])[:40]!r} in row {odd[0]}." if len(odd) else ""
+        raise UserError(f"{path}: {len(others)} columns hold neither numbers nor images: {shown}.{first}")
     features = rest.to_numpy(dtype=np.float64, na_value=np.nan)
-    labels, class_names = _classes(table, path, label)
+    labels, class_names = classes(table, str(path), label)
     return checked(
         LabelledData(
             name=name,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workingpapers.data.types import Info
-from workingpapers.errors import UserError, import_object, no_file, similar_files, unknown_name, unreadable
+from workingpapers.errors import UserError, import_object, no_file, similar_files, unknown_name, unreadable, user_path
 
 FORMS = "Other texts: a file of UTF-8 text, or package.module:function. `papers data` lists all names."
 SEPARATOR = "\n\n"
@@ -77,7 +77,7 @@ def load_text(name: str) -> Text:
     """
     if name in TEXTS:
         return _text(name, import_object("text", TEXTS[name].load)())
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return _text(name, [_read(path)])
     if path.is_dir():

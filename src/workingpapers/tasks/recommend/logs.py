@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.data.impressions import called, fingerprint, moments
 from workingpapers.data.packaged_impressions import LIKED, packaged_table
-from workingpapers.errors import UserError, existing_file, refuse_label, similar_files, table_kind, unknown_name
+from workingpapers.errors import (
+    UserError,
+    existing_file,
+    refuse_label,
+    similar_files,
+    table_kind,
+    unknown_name,
+    user_path,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,12 +76,11 @@ def load_log(name: str, label: str = "label") -> NamedLog:
     if name in NAMES:
         refuse_label(name, label)
         return movielens(name)
-    path = Path(name).expanduser()
-    if table_kind(path):
+    if table_kind(Path(name)):
         from workingpapers.data.tables import read_table
 
         return from_table(read_table(existing_file(name), label), name, label)
-    if path.exists():
+    if (path := user_path(name)).exists():
         raise UserError(f"{name} is {'a folder' if path.is_dir() else 'of another type'}. {FORMS}")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return from_table(called(name), name, label)
@@ -121,7 +128,7 @@ def from_table(
     Args:
         table: a row for each time that somebody took something.
         name: of the log.
-        label: a column that is left out, if it is there.
+        label: a column that is left out; "label" need not be there.
         known: kinds of columns that need not be found out.
         told: columns that make up the items' sentences; None takes texts first, then all others but numbers.
 
@@ -129,6 +136,7 @@ def from_table(
         UserError: no rows, a column that is missing, there twice or lacks values, or times that are neither finite
             numbers nor dates.
     """
+    from workingpapers.data.tables import check_label
     from workingpapers.methods.recommenders.sequences import Log
 
     absent = [column for column in (USER, ITEM, TIME) if column not in table.columns]
@@ -137,9 +145,14 @@ def from_table(
     twice = table.columns[table.columns.duplicated()]
     if len(twice):
         raise UserError(f"{name} has the column {twice[0]!r} more than once.")
+    if label != "label":  # else it would be passed over, and all runs be made once more
+        check_label(name, list(table.columns.difference([USER, ITEM, TIME])), label)
     times = moments(table[TIME], name)
     described = table.drop(columns=[c for c in (USER, TIME, label) if c in table.columns])
-    features = described.groupby(ITEM, sort=True).first()
+    try:
+        features = described.groupby(ITEM, sort=True).first()
+    except TypeError as error:
+        raise UserError(f"{name}: column {ITEM!r} holds values that are not single ones: {error}.") from error
     kinds = {column: (known or {}).get(column) or _kind(features[column]) for column in features.columns}
     texts = tuple(column for column, kind in kinds.items() if kind == "words")
     others = [column for column, kind in kinds.items() if kind != "numerical" and column not in texts]
