@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
 from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
@@ -120,13 +121,13 @@ class TiedGaussianNB(ClassifierMixin, BaseEstimator):
 
     def _merge(self, X: NDArray[np.float64], y: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Merge a batch into the running means and scatters (Chan, Golub and LeVeque, 1979)."""
-        indicator = np.zeros((len(self.classes_), len(X)))
-        indicator[y, np.arange(len(X))] = weight
+        indicator = csr_array((weight, (y, np.arange(len(X)))), shape=(len(self.classes_), len(X)))
         count = indicator.sum(axis=1)
         seen = count > 0
         mean = np.zeros_like(self.theta_)
         mean[seen] = (indicator @ X)[seen] / count[seen, None]
-        scatter = indicator @ (X - mean[y]) ** 2  # centred first: sums of raw squares would cancel
+        deviation = X - mean[y]  # centred first: sums of raw squares would cancel
+        scatter = indicator @ np.square(deviation, out=deviation)
         total = self.class_count_ + count
         share = np.divide(count, total, out=np.zeros_like(total), where=total > 0)
         shift = mean - self.theta_
