@@ -231,6 +231,21 @@ def test_image_metrics_by_hand():
     assert metrics == {"image-auroc": pytest.approx(81.25), "false-alarm-error": pytest.approx(45.0)}
 
 
+@pytest.mark.parametrize(
+    ("detector", "said"),
+    [
+        (None, "The entry returned None; it must return a Detector"),
+        (Detector(Given([1, 2, 3]), 3.0), r"shape \(3,\), 3 of them finite; needed: finite numbers \(2,\)"),
+        (Detector(Given([[1], [2]]), 3.0), r"shape \(2, 1\)"),
+        (Detector(Given([1, np.nan]), 3.0), "1 of them finite"),
+        (Detector(Given([1, 2]), np.nan), "the threshold NaN"),
+    ],
+)
+def test_what_is_no_detector_is_refused(detector, said):
+    with pytest.raises(UserError, match=said):
+        detection_metrics(problem([0, 1]), detector)
+
+
 def test_pixel_auroc_by_hand():
     maps = np.array([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 5.0], [1.5, 2.5]]])
     masks = [np.array([[0, 0], [0, 1]], bool), np.array([[0, 0], [1, 0]], bool)]

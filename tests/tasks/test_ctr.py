@@ -268,6 +268,19 @@ def test_click_metrics_by_hand():
     assert found["calibration"] == pytest.approx(10)  # 1.8 clicks are promised, 2 happened
 
 
+def test_what_are_no_probabilities_of_clicks_are_refused():
+    with pytest.raises(UserError, match="The entry returned None"):
+        click_metrics(problem([1, 0]), None)
+    with pytest.raises(UserError, match=r"predict_proba returned -2\.0; probabilities are from 0 to 1"):
+        click_metrics(problem([1, 0]), Given([3.0, 0.4]))  # logits
+    with pytest.raises(UserError, match=r"shape \(1, 2\); needed: \(2, 2\)"):
+        click_metrics(problem([1, 0]), Given([0.4]))
+    with pytest.raises(UserError, match="a SimpleNamespace, which has no 'history_'"):
+        history_metrics(
+            problem([1, 0], users=["a", "a"]), SimpleNamespace(predict_proba=Given([0.8, 0.4]).predict_proba)
+        )
+
+
 def test_history_metrics_by_hand():
     given = Given([0.8, 0.9, 0.3, 0.2, 0.1], auc=[0.5, 0.75, 0.7])
     found = history_metrics(problem([1, 0, 1, 0, 0], users=["a", "a", "b", "b", "b"]), given)

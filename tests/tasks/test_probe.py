@@ -370,6 +370,23 @@ def test_probabilities_stand_in_the_columns_of_their_classes():
     assert accuracy(problem, lacking) == pytest.approx(200 / 3)
 
 
+@pytest.mark.parametrize("classes", [[-1, 0], [0, 2], [0, 0], ["0", "1"], [False, True], [[0, 1]]])
+def test_classes_that_are_no_labels_are_refused(classes):
+    problem = Problem(examples([0, 1]), np.zeros((2, 1)), np.array([0, 1]))
+    with pytest.raises(UserError, match=r"classes_ .* labels are different ones of 0 to 1\."):
+        probabilities(problem, classifier(classes, [[0.5, 0.5], [0.5, 0.5]]))
+
+
+def test_a_classifier_that_changes_what_it_is_given_spoils_no_other():
+    def spoil(X):
+        X[:] = 0
+        return np.array([[1.0, 0.0]])
+
+    problem = Problem(examples([0, 1]), np.ones((1, 1)), np.array([0]))
+    assert accuracy(problem, SimpleNamespace(classes_=np.array([0, 1]), predict_proba=spoil)) == 100
+    assert problem.inputs.tolist() == [[1]]
+
+
 def test_classification_metrics_by_hand():
     labels = np.array([0, 0, 0, 1])
     problem = Problem(examples([0, 1]), np.zeros((4, 1)), labels)

@@ -1,6 +1,7 @@
 """`probe` on classes without examples, and with small networks that are trained with each head."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,6 +51,15 @@ def test_classes_that_are_held_back_are_in_no_training_label(seed):
     np.testing.assert_array_equal(train.X, problem.train.X[np.isin(problem.train.y, list(observed))])
     assert train.classes == 10
     assert metrics["unseen-accuracy"] == 0  # argmax can only name what it saw
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 0.5])
+def test_predictions_that_are_no_labels_are_refused(wrong):
+    def fit(train):
+        return SimpleNamespace(predict=lambda X: np.full(len(X), wrong))
+
+    with pytest.raises(UserError, match=r"predict returned .* needed: labels 0 to 9 of shape \(200,\)"):
+        unseen.measure(fit, path_problem(), 0)
 
 
 def test_seeds_hold_back_other_classes():

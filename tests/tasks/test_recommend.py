@@ -369,6 +369,12 @@ def test_lists_are_judged_over_all_items_but_those_taken(file):
     assert "tail-recall" not in list_metrics(Problem(None, [np.array([0])], np.array([21]), rare), Fixed().fit(log))
 
 
+def test_what_is_no_recommender_is_refused():
+    for metrics in (list_metrics, new_metrics):
+        with pytest.raises(UserError, match="returned None; it must return a fitted SequenceRecommender"):
+            metrics(Problem(None, [], np.array([]), np.array([])), None)
+
+
 def test_new_items_are_ranked_among_themselves(file):
     log = load_log(str(file)).log
     new = np.isin(np.arange(24), [3, 5, 20])

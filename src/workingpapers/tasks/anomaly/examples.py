@@ -17,7 +17,7 @@ from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.anomaly.settings import FALSE_ALARMS
 from workingpapers.tasks.anomaly.views import VIEWS, size
-from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, prepared_features
+from workingpapers.tasks.protocol import Conditions, Entry, Prepared, check_returned, load_task, prepared_features
 
 FOLDS = 5  # for the scores that normal images get from detectors that have not seen them
 FEWEST = 5  # training images: four for a seed, of which three remain when one is left out
@@ -31,7 +31,7 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class Examples:
-    """The training part, as an entry sees it: normal images, by their features.
+    """The training part, as an entry sees it: normal images, by their features. It returns a `Detector`.
 
     Attributes:
         levels: for the need "levels" a float32 array (n, C_l) per depth of the backbone; for "maps" one float16 array
@@ -256,10 +256,21 @@ def detection_metrics(problem: Problem, detector: Detector) -> dict[str, float]:
     """Return image AUROC, error of the false-alarm rate and, with masks and a detector that localises, pixel AUROC.
 
     All in per cent. Masks that mark no pixel at all, or every pixel, define no pixel AUROC: it is left out.
+
+    Raises:
+        UserError: what the entry returned is no detector, or its scores or threshold are none.
     """
     from sklearn.metrics import roc_auc_score
 
-    found = detector.model.score(problem.levels)
+    check_returned(detector, "a Detector", "model", "threshold")
+    found = np.asarray(detector.model.score(problem.levels))
+    if found.ndim not in (1, 3) or len(found) != len(problem.anomalous) or not np.isfinite(found).all():
+        raise UserError(
+            f"The entry's detector returned scores of shape {found.shape}, {np.isfinite(found).sum()} of them finite; "
+            f"needed: finite numbers ({len(problem.anomalous)},), one for each image, or (m, h, w), one for each place."
+        )
+    if np.isnan(detector.threshold):
+        raise UserError("The entry's detector has the threshold NaN; needed: the score above which it flags an image.")
     scores = image_scores(found)
     flagged = 100 * np.mean(scores[~problem.anomalous] > detector.threshold)
     metrics = {

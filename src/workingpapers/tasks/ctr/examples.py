@@ -15,7 +15,15 @@ from workingpapers.data.impressions import HELD_BACK, Impressions, load_impressi
 from workingpapers.data.splits import stratified
 from workingpapers.errors import UserError
 from workingpapers.methods.recommenders.metrics import auc, calibration, gauc, log_loss
-from workingpapers.tasks.protocol import Budget, Conditions, Context, Prepared, load_task
+from workingpapers.tasks.protocol import (
+    Budget,
+    Conditions,
+    Context,
+    Prepared,
+    check_returned,
+    checked_probabilities,
+    load_task,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +40,9 @@ BATCH = 512  # rows, of a small table a twentieth: one step per epoch would trai
 
 @dataclass(frozen=True)
 class Examples:
-    """The training part, as an entry sees it.
+    """The training part, as an entry sees it; it returns a fitted `Clicker`.
+
+    In the setting history that has `history_` too; other settings have classes of their own for what they get back.
 
     Attributes:
         table: n rows of features.
@@ -200,9 +210,19 @@ def tuned(train: Examples, context: Context, kind: type[ClickClassifier], **opti
     return best
 
 
+def click_probabilities(problem: Problem, model: Clicker) -> NDArray[Any]:
+    """Return the probabilities of a click for the held-back rows, (m,); the model may change its copy of them.
+
+    Raises:
+        UserError: no model of clicks, or no probabilities.
+    """
+    check_returned(model, "a fitted click model", "predict_proba")
+    return checked_probabilities(model.predict_proba(problem.table.copy()), (len(problem.clicks), 2))[:, 1]
+
+
 def click_metrics(problem: Problem, model: Clicker) -> dict[str, float]:
     """Return AUC, log loss and calibration on the held-back rows."""
-    p = model.predict_proba(problem.table)[:, 1]
+    p = click_probabilities(problem, model)
     return {
         "auc": 100 * auc(problem.clicks, p),
         "log-loss": log_loss(problem.clicks, p),
@@ -216,7 +236,8 @@ def history_metrics(problem: Problem, model: Any) -> dict[str, float]:
     Raises:
         UserError: no user has both a click and none among the held-back rows.
     """
-    p = model.predict_proba(problem.table)[:, 1]
+    p = click_probabilities(problem, model)
+    check_returned(model, "a fitted click model", "predict_proba", "history_")
     try:
         within = gauc(problem.clicks, p, problem.users)  # type: ignore[arg-type]
     except ValueError as error:

@@ -16,7 +16,15 @@ from workingpapers.data.splits import by_class, some, stratified, subset
 from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.probe.views import VIEWS
-from workingpapers.tasks.protocol import Conditions, Entry, Prepared, load_task, prepared_features
+from workingpapers.tasks.protocol import (
+    Conditions,
+    Entry,
+    Prepared,
+    check_returned,
+    checked_probabilities,
+    load_task,
+    prepared_features,
+)
 
 LABELS_PER_CLASS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 FEWEST_PER_CLASS = 5  # three to train and tune on, two to test
@@ -24,7 +32,9 @@ FEWEST_PER_CLASS = 5  # three to train and tune on, two to test
 
 @dataclass(frozen=True)
 class Examples:
-    """The training part, as an entry sees it.
+    """The training part, as an entry sees it; it returns a fitted classifier with `classes_` and `predict_proba`.
+
+    In the setting unseen-classes it returns one with `predict`, whose labels may be any of the K.
 
     Attributes:
         X: (N, D) vectors in float32, or (N, L, D) tokens or (N, V, D) views in float16, as the entry's `needs` say.
@@ -177,15 +187,29 @@ def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) ->
 
 
 def probabilities(problem: Problem, classifier: Any) -> NDArray[np.float64]:
-    """Return a classifier's probabilities of the held-back examples for all K classes, (M, K)."""
-    found = np.zeros((len(problem.labels), problem.train.classes))
-    found[:, classifier.classes_] = classifier.predict_proba(problem.inputs)
+    """Return a classifier's probabilities of the held-back examples for all K classes, (M, K).
+
+    Raises:
+        UserError: no classifier, classes that are no labels of the training part, or no probabilities.
+    """
+    check_returned(classifier, "a fitted classifier", "classes_", "predict_proba")
+    rows, count = len(problem.labels), problem.train.classes
+    classes = np.asarray(classifier.classes_)
+    distinct = len(np.intersect1d(classes, np.arange(count)))
+    if classes.ndim != 1 or classes.dtype.kind not in "iu" or distinct < classes.size:
+        shown = ", ".join(map(repr, classes.ravel()[:5].tolist())) + (", ..." if classes.size > 5 else "")
+        raise UserError(
+            f"The classes_ of the entry's classifier are {shown}; labels are different ones of 0 to {count - 1}."
+        )
+    found = np.zeros((rows, count))
+    found[:, classes] = checked_probabilities(classifier.predict_proba(problem.inputs), (rows, classes.size))
     return found
 
 
 def accuracy(problem: Problem, classifier: Any) -> float:
-    """Return the percentage of held-back examples that a classifier gets right."""
-    return float(100 * np.mean(probabilities(problem, classifier).argmax(axis=1) == problem.labels))
+    """Return the percentage of held-back examples that a classifier gets right; it may change its copy of them."""
+    own = replace(problem, inputs=problem.inputs.copy())  # others are scored by the same examples after it
+    return float(100 * np.mean(probabilities(own, classifier).argmax(axis=1) == problem.labels))
 
 
 def classification_metrics(problem: Problem, classifier: Any) -> dict[str, float]:

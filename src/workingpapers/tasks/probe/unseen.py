@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.tasks.probe.baselines import tuned_logistic_regression
 from workingpapers.tasks.probe.settings import task
-from workingpapers.tasks.protocol import Conditions, Context, Entry, Prepared
+from workingpapers.tasks.protocol import Conditions, Context, Entry, Prepared, check_returned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,9 +51,12 @@ def measure(fit: Callable[[Any], Any], problem: Problem, seed: int) -> dict[str,
     """Hold back three fifths of the classes from training and score the predictions over all of them.
 
     Raises:
-        UserError: the data set has no distances between its classes, or fewer than five classes.
+        UserError: the data set has no distances between its classes, or fewer than five classes; or the entry's
+            predictions are no labels.
     """
     import numpy as np
+
+    from workingpapers.errors import UserError
 
     train = problem.train
     distances = _check(train.y, train.distances)
@@ -61,7 +64,14 @@ def measure(fit: Callable[[Any], Any], problem: Problem, seed: int) -> dict[str,
     count = max(2, round(OBSERVED * len(present)))
     observed = np.random.default_rng([seed, 2]).permutation(present)[:count]
     model = fit(train.take(np.flatnonzero(np.isin(train.y, observed))))
-    predicted = model.predict(problem.inputs)
+    check_returned(model, "a fitted classifier", "predict")
+    predicted = np.asarray(model.predict(problem.inputs))
+    if predicted.shape != problem.labels.shape or not np.isin(predicted, np.arange(train.classes)).all():
+        raise UserError(
+            f"predict returned {predicted.dtype} {predicted.shape}, {predicted.ravel()[:5].tolist()} ...; needed: "
+            f"labels 0 to {train.classes - 1} of shape {problem.labels.shape}."
+        )
+    predicted = predicted.astype(np.int64)
     right, unseen = predicted == problem.labels, ~np.isin(problem.labels, observed)
     return {
         "squared-distance": float(np.mean(distances[problem.labels, predicted] ** 2)),

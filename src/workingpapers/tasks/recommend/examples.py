@@ -13,7 +13,7 @@ from workingpapers.methods.recommenders.fmrlrec import FMRLRecRecommender
 from workingpapers.methods.recommenders.metrics import ndcg_at, recall_at
 from workingpapers.methods.recommenders.neural import NeuralRecommender
 from workingpapers.methods.recommenders.sequences import Log, SequenceRecommender
-from workingpapers.tasks.protocol import Context
+from workingpapers.tasks.protocol import Context, check_returned
 from workingpapers.tasks.recommend.logs import values_of
 
 RATES = (3e-3, 1e-3, 1e-2)  # learning rates, in the order in which trials take them
@@ -26,7 +26,7 @@ Family = FMRLRecRecommender | dict[int, NeuralRecommender]
 
 @dataclass(frozen=True)
 class Examples:
-    """The training part, as an entry sees it.
+    """The training part, as an entry sees it; it returns a fitted `SequenceRecommender`, in `sizes` a `Family`.
 
     Attributes:
         log: the histories without what is held back, and the whole catalogue with its features.
@@ -110,6 +110,7 @@ def tuned(train: Examples, context: Context, kind: type[NeuralRecommender], **op
 
 def list_metrics(problem: Problem, model: SequenceRecommender) -> dict[str, float]:
     """Return NDCG@10, recall@10 and @50 and, where a target is rare, recall@50 of the rare ones, in per cent."""
+    check_returned(model, "a fitted SequenceRecommender", "ranks")
     ranks = model.ranks(problem.histories, problem.targets)
     metrics = {
         "ndcg-10": 100 * ndcg_at(ranks, 10),
@@ -124,6 +125,7 @@ def list_metrics(problem: Problem, model: SequenceRecommender) -> dict[str, floa
 
 def new_metrics(problem: Problem, model: SequenceRecommender) -> dict[str, float]:
     """Return NDCG@10 and recall@10 among the new items, and recall@50 among all, in per cent."""
+    check_returned(model, "a fitted SequenceRecommender", "ranks")
     among_new = model.ranks(problem.histories, problem.targets, problem.train.new)
     return {
         "new-ndcg-10": 100 * ndcg_at(among_new, 10),
