@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
-from workingpapers.methods.heads.common import HeadClassifier
+from workingpapers.methods.heads.common import TOKENS, HeadClassifier
 
 
 class MeanLinear(nn.Linear):
@@ -69,6 +69,15 @@ def test_half_precision_features_are_used_without_a_copy_of_the_whole():
     a = Linear(max_epochs=5, random_state=0).fit(half, y).predict_proba(half)
     b = Linear(max_epochs=5, random_state=0).fit(half.astype(np.float32), y).predict_proba(half.astype(np.float32))
     np.testing.assert_array_equal(a, b)
+
+
+def test_predictions_read_some_tokens_at_a_time():
+    X, y = data(shape=(90, 1000, 4))
+    head, sizes = Linear(max_epochs=1).fit(X, y), []
+    head.module_.register_forward_hook(lambda module, args, out: sizes.append(args[0].shape[:2].numel()))
+    head.predict(X)
+    assert max(sizes) <= TOKENS
+    assert sum(sizes) == 90 * 1000
 
 
 def test_bad_input_is_named():

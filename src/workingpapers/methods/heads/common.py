@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FLOATS = [np.float32, np.float64, np.float16]
+TOKENS = 2**14  # read at a time in prediction: few enough that what a head makes of them is no burden
 
 
 class HeadClassifier(ClassifierMixin, BaseEstimator):
@@ -144,7 +145,8 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             given, name = features.shape[-1], type(self).__name__
             raise ValueError(f"X has {given} features, but {name} is expecting {self.n_features_in_} features as input")
         device = next(self.module_.parameters()).device
-        parts = np.split(np.arange(len(features)), range(1024, len(features), 1024))
+        step = max(1, min(1024, TOKENS // max(1, math.prod(features.shape[1:-1]))))
+        parts = np.split(np.arange(len(features)), range(step, len(features), step))
         return torch.cat([self.module_(_batch(features, rows, device)).float().cpu() for rows in parts]).numpy()
 
     def _check_axes(self, features: NDArray[Any]) -> None:
