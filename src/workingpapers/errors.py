@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class UserError(ValueError):
@@ -116,6 +119,27 @@ def check_separator(name: str | Path, columns: Sequence[str], separator: str) ->
     if found:
         kinds = "a .csv has commas, a .tsv has tabs"
         raise UserError(f"{name}: columns are separated by {found!r}, where {separator!r} is needed: {kinds}.")
+
+
+def check_quotes(name: str | Path, table: DataFrame, before: int = 0) -> None:
+    """Refuse tabs within the values of a TSV: a quote that nothing closes swallows them, with whole rows.
+
+    Args:
+        name: of the file.
+        table: its rows, or some of them.
+        before: rows before these.
+
+    Raises:
+        UserError: names the first.
+    """
+    for column in table.columns[[kind.kind not in "biuf" for kind in table.dtypes]]:
+        torn = table[column].astype(str).str.contains("\t", regex=False)
+        if torn.any():
+            row = int(torn.to_numpy().argmax())
+            raise UserError(
+                f"{name}: column {column!r} holds {str(table[column].iloc[row])[:40]!r} in row {before + row}: a value "
+                "starts with a quote that nothing closes. Leave it out, or put the value in quotes and double its own."
+            )
 
 
 def refuse_label(name: str, label: str) -> None:

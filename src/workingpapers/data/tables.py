@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from workingpapers.data.checks import checked, encode, finite
 from workingpapers.data.images import SUFFIXES, Encoded, digest, inspect
 from workingpapers.data.types import LabelledData
-from workingpapers.errors import UserError, check_separator, table_kind, unreadable
+from workingpapers.errors import UserError, check_quotes, check_separator, table_kind, unreadable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,27 +94,11 @@ def _read_csv(path: Path, label: str) -> pd.DataFrame:
         except pd.errors.ParserWarning as error:  # else it would drop the last columns
             raise UserError(f"{path}: rows hold more values than the header has names ({header.shape[1]}).") from error
     if options["sep"] == "\t":
-        _check_quotes(path, table)
+        check_quotes(path, table)
     if label in table.columns:
         texts = pd.read_csv(path, usecols=[label], dtype=str, keep_default_na=False, **options)
         table[label] = texts[label].str.strip()
     return table
-
-
-def _check_quotes(path: Path, table: pd.DataFrame) -> None:
-    """Refuse tabs within values: they are what a quote that never closes swallowed, with whole rows.
-
-    Raises:
-        UserError: names the first.
-    """
-    for column in table.columns[table.dtypes.map(lambda kind: kind.kind not in "biuf")]:
-        torn = table[column].astype(str).str.contains("\t", regex=False)
-        if torn.any():
-            row = int(torn.to_numpy().argmax())
-            raise UserError(
-                f"{path}: column {column!r} holds {str(table[column].iloc[row])[:40]!r} in row {row}: a value starts "
-                "with a quote that nothing closes. Leave it out, or put the value in quotes and double its own."
-            )
 
 
 def _check_names(path: Path, names: list[str]) -> None:

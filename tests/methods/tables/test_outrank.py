@@ -301,6 +301,23 @@ def test_files_of_one_batch_equal_the_selector(tmp_path):
     assert found["feature"].tolist() == order(OutRankSelector(method="3mr").fit(X, y))
 
 
+@pytest.mark.filterwarnings("ignore:Nearly every row")
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv", "log.tsv.gz"])
+def test_a_file_that_takes_long_shows_how_far_it_is(name, tmp_path, monkeypatch, capsys):
+    path = write(*planted(200), tmp_path / name)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    rank_file(path, "clicked", batch_size=50)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    monkeypatch.setattr("workingpapers.methods.tables.outrank_reading.MB", 1)
+    rank_file(path, "clicked", batch_size=50)
+    out, err = capsys.readouterr()
+    total = 200 if name == "log.parquet" else path.stat().st_size
+    assert out == ""
+    assert f"reading {name}" in err
+    assert f"{total}/{total}" in err
+
+
 def test_bad_files_are_named(tmp_path):
     X, y = planted(200)
     good = write(X, y, tmp_path / "log.parquet")
@@ -321,6 +338,7 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "sorted.csv").write_text("a,y\n" + "1,0\n" * 4 + "2,1\n" * 4)
     (tmp_path / "number.csv").write_text("a,y\n" + "".join(f"1,{i / 7}\n" for i in range(30)))
     (tmp_path / "alone.csv").write_text("y\n1\n0\n")
+    (tmp_path / "quote.tsv").write_text('a\ty\n"b\t0\nc\t1\n"d\t0\ne\t1\n')
     pd.DataFrame({"a": [[1], [2]], "y": [0, 1]}).to_parquet(tmp_path / "lists.parquet")
     for name, label, message in [
         ("nowhere.csv", "y", "There is no file"),
@@ -342,6 +360,7 @@ def test_bad_files_are_named(tmp_path):
         ("sorted.csv", "y", "is sorted by 'y'"),
         ("number.csv", "y", "differs in every row"),
         ("alone.csv", "y", "no column beside the label"),
+        ("quote.tsv", "y", "column 'a' holds .* in row 0: a value starts with a quote that nothing closes"),
         ("lists.parquet", "y", "column 'a' of .* does not hold single values"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -28,6 +28,7 @@ Cardinality-aware Feature Ranking", RecSys 2023, arXiv 2309.01552, and the autho
 from __future__ import annotations
 
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -335,18 +336,19 @@ def rank_file(
         raise UserError(f"batch_size is {batch_size}; it must be 2 or more.")
     rows, filled, sketches = 0, pd.Series(dtype=np.float64), dict[str, Distinct]()
     labels: set[Any] = set()
-    for batch in batches(Path(path), label, batch_size):
-        target = batch.pop(label)
-        _check_label(target, label, rows)
-        labels.update(target.unique())
-        rows, filled = rows + len(batch), filled.add(batch.notna().sum(), fill_value=0)
-        for name in batch.columns:
-            try:
-                sketches.setdefault(name, Distinct()).add(batch[name])
-            except TypeError as error:
-                raise UserError(f"The column {name!r} of {path} does not hold single values: {error}.") from error
-        if target.nunique() > 1:  # a batch of one label says nothing
-            selector.partial_fit(batch, target.astype(str))
+    with closing(batches(Path(path), label, batch_size)) as parts:  # its bar ends before an error is told
+        for batch in parts:
+            target = batch.pop(label)
+            _check_label(target, label, rows)
+            labels.update(target.unique())
+            rows, filled = rows + len(batch), filled.add(batch.notna().sum(), fill_value=0)
+            for name in batch.columns:
+                try:
+                    sketches.setdefault(name, Distinct()).add(batch[name])
+                except TypeError as error:
+                    raise UserError(f"The column {name!r} of {path} does not hold single values: {error}.") from error
+            if target.nunique() > 1:  # a batch of one label says nothing
+                selector.partial_fit(batch, target.astype(str))
     if not rows:
         raise UserError(f"{path} holds no rows.")
     if len(labels) < 2:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workingpapers.errors import TABLES, UserError, check_separator, existing_file, table_kind, unknown_name, unreadable
+from workingpapers.errors import (
+    TABLES,
+    UserError,
+    check_quotes,
+    check_separator,
+    existing_file,
+    table_kind,
+    unknown_name,
+    unreadable,
+)
 from workingpapers.methods.recommenders.columns import from_arrow
+from workingpapers.progress import counted, watched
+
+MB = 1_000_000
 
 
-def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
-    """Yield a file's rows, `size` at a time; columns of text files are text.
+def batches(path: Path, label: str, size: int) -> Generator[pd.DataFrame]:
+    """Yield a file's rows, `size` at a time, and show how far it is; columns of text files are text.
 
     Raises:
         UserError: a file that is missing, cut off or of another format, columns that repeat, rows of more values than
@@ -37,11 +49,15 @@ def batches(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
 def _parquet(path: Path, label: str, size: int) -> Iterator[pd.DataFrame]:
     import pyarrow.parquet
 
+    done = 0
     with pyarrow.parquet.ParquetFile(path) as file:
         _check_header(path, file.schema_arrow.names, label)
-        for batch in file.iter_batches(batch_size=size):
-            if len(batch):
-                yield from_arrow(batch)
+        with counted(watched(), file.metadata.num_rows, f"reading {path.name}", "rows") as report:
+            for batch in file.iter_batches(batch_size=size):
+                if len(batch):
+                    yield from_arrow(batch)
+                done += len(batch)
+                report(done)
 
 
 def _text(path: Path, label: str, size: int, kind: str) -> Iterator[pd.DataFrame]:
@@ -49,7 +65,13 @@ def _text(path: Path, label: str, size: int, kind: str) -> Iterator[pd.DataFrame
     header = pd.read_csv(path, header=None, nrows=1, **options)
     check_separator(path, header.iloc[0].astype(str).tolist(), options["sep"])
     _check_header(path, header.iloc[0].astype(str).tolist(), label)
-    with pd.read_csv(path, chunksize=size, **options) as reader:
+    options["compression"] = "gzip" if path.suffix.lower() == ".gz" else None
+    done, total = 0, path.stat().st_size // MB
+    with (
+        path.open("rb") as file,
+        pd.read_csv(file, chunksize=size, **options) as reader,
+        counted(watched(), total, f"reading {path.name}", "MB") as report,
+    ):
         while True:
             with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
                 try:
@@ -59,8 +81,12 @@ def _text(path: Path, label: str, size: int, kind: str) -> Iterator[pd.DataFrame
                     raise UserError(f"{path}: {more}.") from error
             if batch is None:
                 return
+            if kind == ".tsv":
+                check_quotes(path, batch, done)
             if len(batch):
                 yield batch
+            done += len(batch)
+            report(file.tell() // MB)
 
 
 def _check_header(path: Path, names: list[str], label: str) -> None:
