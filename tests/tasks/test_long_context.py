@@ -400,6 +400,12 @@ def test_a_byte_model_is_trained_once(places, monkeypatch):
         byte_model.trained("text", train, 2, 1)
 
 
+def test_a_need_that_nothing_prepares_is_refused(places):
+    entry = dataclasses.replace(TASK.entries["dense"], needs=("traned",))
+    with pytest.raises(UserError, match="Entry 'dense' needs 'traned'; allowed: 'trained', or nothing"):
+        byte_model.load(conditions(places, "extrapolation"), entry, 0)
+
+
 def test_a_damaged_byte_model_is_trained_again(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
     train = torch.randint(256, (500,), generator=torch.Generator().manual_seed(0))

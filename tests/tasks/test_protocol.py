@@ -16,6 +16,7 @@ from workingpapers.tasks.protocol import (
     Budget,
     Conditions,
     Context,
+    Entry,
     Task,
     check_returned,
     checked_probabilities,
@@ -230,3 +231,20 @@ def test_what_are_no_probabilities_are_refused(given, said):
         checked_probabilities(given, (3, 2))
     rounded = np.array([[2, 1], [1, 0], [0.1, 0.9]], np.float16) / np.array([[3], [1], [1]], np.float16)
     assert checked_probabilities(rounded.tolist(), (3, 2)).tolist() == rounded.tolist()
+
+
+@pytest.mark.parametrize("task", ["probe", "anomaly"])
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [
+        ([], "Entry 'x' needs nothing; it must need one of: "),
+        (["pixels", "hog"], "Entry 'x' needs pixels, hog; it must need one of: "),
+        (["pixel"], "Unknown need 'pixel' of entry x. Did you mean 'pixels'?"),
+    ],
+)
+def test_an_entry_on_features_needs_one_view(task, needs, said):
+    chosen = load_task(task).setting("standard")
+    wrong = Entry("x", lambda train, context: None, None, ("standard",), tuple(needs))
+    with pytest.raises(UserError) as caught:
+        chosen.prepare(Conditions(task, "standard", "digits", "pixels"), [wrong])
+    assert said in str(caught.value)

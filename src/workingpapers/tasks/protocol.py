@@ -327,7 +327,7 @@ def prepared_features(
     if conditions.model != setting.model:
         said.append(f"The model {conditions.model} is not used: {conditions.data} holds features already.")
     lacking: dict[str, str] = {}
-    for need in dict.fromkeys(entry.needs[0] for entry in entries):
+    for need in dict.fromkeys(entry.needs[0] for entry in entries):  # one each: `views_of`
         try:
             read(need)
         except UserError as error:
@@ -339,6 +339,21 @@ def prepared_features(
         said.append(f"{reason} Left out: {', '.join(names)}.")
     left_out = tuple(entry.name for entry in entries if entry.needs[0] in lacking)
     return Prepared(data.fingerprint, "", tuple(said), left_out=left_out)
+
+
+def views_of(entries: Iterable[Entry], known: Iterable[str]) -> list[str]:
+    """Return what entries on features need, each once: one view of the images an entry.
+
+    Raises:
+        UserError: an entry that names none or several, or one that is not known.
+    """
+    for entry in entries:
+        if len(entry.needs) != 1:
+            listed = ", ".join(entry.needs) or "nothing"
+            raise UserError(f"Entry {entry.name!r} needs {listed}; it must need one of: {', '.join(known)}.")
+        if entry.needs[0] not in known:
+            raise unknown_name("need", entry.needs[0], known, of=f"entry {entry.name}")
+    return list(dict.fromkeys(entry.needs[0] for entry in entries))
 
 
 def check_returned(found: object, what: str, *names: str) -> None:

@@ -17,7 +17,15 @@ from workingpapers.data.types import Backbone, LabelledData
 from workingpapers.errors import UserError
 from workingpapers.tasks.anomaly.settings import FALSE_ALARMS
 from workingpapers.tasks.anomaly.views import VIEWS, size
-from workingpapers.tasks.protocol import Conditions, Entry, Prepared, check_returned, load_task, prepared_features
+from workingpapers.tasks.protocol import (
+    Conditions,
+    Entry,
+    Prepared,
+    check_returned,
+    load_task,
+    prepared_features,
+    views_of,
+)
 
 FOLDS = 5  # for the scores that normal images get from detectors that have not seen them
 FEWEST = 5  # training images: four for a seed, of which three remain when one is left out
@@ -164,8 +172,9 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     """Compute and cache the features that the entries need.
 
     Raises:
-        UserError: data or model cannot be used.
+        UserError: data or model cannot be used, or an entry needs something else than a view.
     """
+    needs = views_of(entries, VIEWS)
     data, _, normal = pool(conditions)
     remarks = list(data.remarks)
     if normal != "normal":
@@ -173,7 +182,7 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     if data.images is None:  # features that somebody computed already: no model is needed
         return prepared_features(conditions, entries, data, remarks, lambda need: features(data, None, need))
     backbone = load_model(conditions.model)
-    for need in dict.fromkeys(entry.needs[0] for entry in entries):
+    for need in needs:
         features(data, backbone, need)
     return Prepared(data.fingerprint, backbone.fingerprint, tuple(remarks), Later(backbone))
 

@@ -36,10 +36,13 @@ def load(conditions: Conditions, entry: Entry, seed: int, *, tuning: bool = Fals
         tuning: whether entries train on: then they get the steps of that.
 
     Raises:
-        UserError: a text too short for that.
+        UserError: a text too short for that, or an entry that needs something else.
     """
     import torch
 
+    others = [need for need in entry.needs if need != "trained"]
+    if others:  # it would be measured on the untrained model without a word
+        raise UserError(f"Entry {entry.name!r} needs {others[0]!r}; allowed: 'trained', or nothing.")
     text = load_text(conditions.data)
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     train, held = text_bytes(text, seed)

@@ -24,6 +24,7 @@ from workingpapers.tasks.protocol import (
     checked_probabilities,
     load_task,
     prepared_features,
+    views_of,
 )
 
 LABELS_PER_CLASS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -128,13 +129,14 @@ def prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
     """Compute and cache the features that the entries need.
 
     Raises:
-        UserError: data or model cannot be used.
+        UserError: data or model cannot be used, or an entry needs something else than a view.
     """
+    needs = views_of(entries, VIEWS)
     data = pool(conditions)
     if data.images is None:  # features that somebody computed already: no model is needed
         return prepared_features(conditions, entries, data, data.remarks, lambda need: features(data, None, need))
     backbone = load_model(conditions.model)
-    for need in dict.fromkeys(entry.needs[0] for entry in entries):
+    for need in needs:
         features(data, backbone, need)
     return Prepared(data.fingerprint, backbone.fingerprint, data.remarks, Later(backbone))
 
