@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.claims import findings
 from workingpapers.runs.store import Run, Store
-from workingpapers.site.catalogue import STANDINGS, add_catalogue, best_standing
+from workingpapers.site.catalogue import STANDINGS, add_catalogue, best_standing, is_missing, listed
 from workingpapers.site.database import writing
 from workingpapers.site.papers import by_slug
 from workingpapers.site.records import add, checked
@@ -54,6 +54,16 @@ def test_every_card_becomes_a_paper_once(database, store):
             assert (paper.venue, paper.year, paper.code) == (card.venue, card.year, card.code or "")
             assert (paper.task, paper.has_method) == (card.task, card.method is not None)
             assert (paper.summary, set(paper.topics)) == (" ".join(card.summary.split()), set(card.topics))
+
+
+def test_a_card_that_is_gone_does_not_stand_for_one_that_is_missing(database, store):
+    bring(database, store)
+    with writing(database) as connection:
+        assert {paper.card for paper in listed(connection)} == set(load_catalogue())
+        assert not is_missing(connection)
+        connection.execute(update(papers).where(papers.c.card == SLUG).values(card="of-the-past"))
+        assert is_missing(connection)
+        assert len(listed(connection)) == len(load_catalogue()) - 1
 
 
 def test_the_best_standing_counts(store, monkeypatch):

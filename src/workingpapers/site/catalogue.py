@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from workingpapers.papers.card import Card
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.claims import Standing, findings
 from workingpapers.runs.store import Run, Store
 from workingpapers.site.merge import CATALOGUE
+from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.records import Added, Record, add
 from workingpapers.site.schema import papers, signals
 from workingpapers.site.trending import Signal, day_of, record_all
@@ -39,6 +40,18 @@ def add_catalogue(connection: Connection, store: Store, now: float) -> Added:
     added = add(connection, [_record(card, runs) for card in load_catalogue().values()], now)
     _record_runs(connection, runs)
     return added
+
+
+def is_missing(connection: Connection) -> bool:
+    """Return whether any paper of the catalogue is not in the database yet."""
+    there = select(func.count()).where(papers.c.card.in_(load_catalogue()))
+    return connection.execute(there).scalar_one() < len(load_catalogue())
+
+
+def listed(connection: Connection) -> list[Paper]:
+    """Return the papers of the catalogue by title."""
+    chosen = select(papers.c.id).where(papers.c.card.in_(load_catalogue())).order_by(papers.c.title)
+    return by_ids(connection, list(connection.execute(chosen).scalars()))
 
 
 def best_standing(card: Card, runs: Sequence[Run]) -> Standing | None:
@@ -68,17 +81,15 @@ def _record(card: Card, runs: Sequence[Run]) -> Record:
 
 def _record_runs(connection: Connection, runs: Sequence[Run]) -> None:
     """Record the finished runs of each paper and day that are not recorded yet."""
-    ids = {
-        row.card: row.id
-        for row in connection.execute(select(papers.c.card, papers.c.id).where(papers.c.card.is_not(None)))
-    }
+    known = select(papers.c.card, papers.c.id).where(papers.c.card.in_(load_catalogue()))
+    ids = {row.card: row.id for row in connection.execute(known)}
     finished: Counter[tuple[int, str]] = Counter(
         (ids[run.paper], day_of(datetime.fromisoformat(run.finished).timestamp()).isoformat())
         for run in runs
         if run.status == "ok" and run.paper in ids
     )
-    known = select(signals.c.paper_id, signals.c.day, signals.c.amount).where(signals.c.kind == "runs")
-    before = {(paper, day): int(amount) for paper, day, amount in connection.execute(known)}
+    recorded = select(signals.c.paper_id, signals.c.day, signals.c.amount).where(signals.c.kind == "runs")
+    before = {(paper, day): int(amount) for paper, day, amount in connection.execute(recorded)}
     missing = {key: number - before.get(key, 0) for key, number in finished.items()}
     record_all(
         connection, (Signal(paper, "runs", number, day) for (paper, day), number in missing.items() if number > 0)

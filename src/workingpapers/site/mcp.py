@@ -16,15 +16,14 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import BaseModel, Field, ValidationError
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 
 from workingpapers import __version__
 from workingpapers.errors import UserError, unknown_name
-from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.present import Assessed
 from workingpapers.runs.store import Store
 from workingpapers.site import trending
-from workingpapers.site.catalogue import add_catalogue
+from workingpapers.site.catalogue import add_catalogue, is_missing
 from workingpapers.site.database import open_database, writing
 from workingpapers.site.normal import arxiv_id
 from workingpapers.site.papers import Paper, by_ids
@@ -133,8 +132,8 @@ class Tools:
         self._address = settings.address
         store = Store(settings.store)
         with self._engine.connect() as connection:
-            there = connection.execute(select(func.count(papers.c.card))).scalar_one()
-        if there < len(load_catalogue()):
+            incomplete = is_missing(connection)
+        if incomplete:
             with writing(self._engine) as connection:
                 add_catalogue(connection, store, time.time())
         self._measured = Measured(store)

@@ -9,10 +9,11 @@ from papers_made import made
 from sqlalchemy import insert, update
 
 from workingpapers.errors import UserError
+from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.site.database import writing
 from workingpapers.site.schema import papers, trends
 from workingpapers.site.search import engine as engine_module
-from workingpapers.site.search import plan
+from workingpapers.site.search import fulltext, plan
 from workingpapers.site.search.embed import embed_missing
 from workingpapers.site.search.engine import Searcher
 from workingpapers.site.search.filters import Filters
@@ -134,7 +135,13 @@ def test_similar_papers(both, words, database):
 def test_filters(database, words):
     searcher, ids = words
     with writing(database) as connection:
-        marks = {"task": "probe", "has_method": True, "standing": "reproduced", "code": "https://x.org/y"}
+        marks = {
+            "card": next(iter(load_catalogue())),
+            "task": "probe",
+            "has_method": True,
+            "standing": "reproduced",
+            "code": "https://x.org/y",
+        }
         (card,) = made(connection, 1, title="Probe", **marks)
     for filters in (
         Filters(task="probe"),
@@ -171,6 +178,17 @@ def test_pages_have_every_paper_once(words, database):
         assert first.pages == 3
         assert len(seen) == len(set(seen)) == first.total
     assert found(searcher, "probing", page=900) == []
+
+
+def test_totals_are_exact_and_no_more_pages_are_told_of_than_there_are(words, database, monkeypatch):
+    searcher, _ = words
+    with writing(database) as connection:
+        made(connection, 40, title="Ordinary words {}")
+    for module, name in ((engine_module, "MOST_PAGE"), (fulltext, "_MANY")):
+        monkeypatch.setattr(module, name, 3)
+    for sought in ("ordinary", "ordinary year:2026"):
+        results = searcher.search(sought, sort="date", size=10)
+        assert (results.total, results.pages) == (40, 3)
 
 
 def test_a_new_paper_is_found_at_once(words, database):

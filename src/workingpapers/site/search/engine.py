@@ -65,7 +65,7 @@ class Results:
         hits: the page's, in order.
         total: papers in the list; by relevance it is cut, see exact.
         exact: whether total counts all papers that match.
-        page, pages: this one, and how many there are, at least 1.
+        page, pages: this one, and how many there are, from 1 to `MOST_PAGE`.
         notes: what readers should know, in sentences: what was searched how, and what was understood differently.
         did_you_mean: the query that may have been meant, where a word is in a few papers only.
         seconds: that it took.
@@ -168,7 +168,7 @@ class Searcher:
             total=total,
             exact=exact,
             page=page,
-            pages=max(1, -(-total // size)),
+            pages=min(max(1, -(-total // size)), MOST_PAGE),
             notes=() if named else (*_unsaid(text, query, named), *self._notes(plan)),
             did_you_mean=None if named else _rewritten(text, plan.suggestions),
             seconds=time.perf_counter() - begin,
@@ -234,11 +234,13 @@ class Searcher:
     ) -> tuple[list[int], int]:
         """Return a page of the papers with all words in another order than by relevance, and how many there are."""
         groups = [[term] for term in [*plan.terms, *query.needed]]
-        if groups:
-            limits = [*limits, fulltext.holding(connection.dialect.name, groups)]
+        within = [*limits, fulltext.holding(connection.dialect.name, groups)] if groups else limits
         source, order = ordered(sort, time.time())
-        page = select(papers.c.id).select_from(source).where(*limits).order_by(*order).limit(size).offset(first)
-        total = connection.execute(select(func.count()).select_from(papers).where(*limits)).scalar_one()
+        page = select(papers.c.id).select_from(source).where(*within).order_by(*order).limit(size).offset(first)
+        if groups and not limits:
+            total = fulltext.count(connection, groups, exact=True)
+        else:
+            total = connection.execute(select(func.count()).select_from(papers).where(*within)).scalar_one()
         return list(connection.execute(page).scalars()), total
 
     def _notes(self, plan: Plan) -> list[str]:

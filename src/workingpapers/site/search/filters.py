@@ -86,6 +86,8 @@ def _of_filters(dialect: str, filters: Filters) -> Iterator[ColumnElement[bool]]
     if filters.topic:
         below = paper_topics.c.topic.in_(list(walk(filters.topic)))
         yield papers.c.id.in_(select(paper_topics.c.paper_id).where(below))
+    if filters.task or filters.standing or "method" in filters.has:  # which the catalogue alone says of papers
+        yield papers.c.card.in_(load_catalogue())
     if filters.task:
         yield papers.c.task == filters.task
     if filters.standing:

@@ -96,14 +96,16 @@ def matching(
     return [number for (number,) in rows(connection, query, {"asked": index.expression(groups), "most": limit})]
 
 
-def count(connection: Connection, groups: Groups) -> int:
+def count(connection: Connection, groups: Groups, *, exact: bool = False) -> int:
     """Return how many papers match.
 
-    PostgreSQL would read each of them. Of words in many papers it has statistics, so there it is what these say.
+    PostgreSQL would read each of them. Of words in many papers it has statistics, so there it is what these say, unless
+    it must be `exact`.
     """
     dialect = connection.dialect.name
     asked = {"asked": _index(dialect).expression(groups)}
-    if dialect == "postgresql" and all(len(it) == 1 for group in groups for term in group for it in term.phrases):
+    are_words = all(len(phrase) == 1 for group in groups for term in group for phrase in term.phrases)
+    if dialect == "postgresql" and are_words and not exact:
         (plan,) = connection.execute(_ESTIMATING, asked).scalar_one()
         if plan["Plan"]["Plan Rows"] > _MANY:
             return int(plan["Plan"]["Plan Rows"])

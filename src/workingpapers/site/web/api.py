@@ -13,15 +13,13 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
-from sqlalchemy import select
 
-from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.papers.topics import Topic, children, load_topics, path, topic
 from workingpapers.runs.present import Assessed
 from workingpapers.site import people, placed, trending
+from workingpapers.site.catalogue import listed
 from workingpapers.site.papers import Paper as StoredPaper
 from workingpapers.site.papers import by_ids, by_slug
-from workingpapers.site.schema import papers
 from workingpapers.site.search.engine import MOST_PAGE, MOST_SIZE
 from workingpapers.site.search.filters import read_filters
 from workingpapers.site.web import api_docs, api_hub, api_me
@@ -131,9 +129,8 @@ def _paper(request: Request, slug: str) -> tuple[StoredPaper, Assessed | None]:
 @v1.get("/catalogue", tags=["papers"])
 def catalogue(request: Request) -> Papers:
     """Return every paper of the catalogue: those whose claims are written down to be measured."""
-    chosen = select(papers.c.id).where(papers.c.card.in_(load_catalogue())).order_by(papers.c.title)
     with request.app.state.engine.connect() as connection:
-        found = by_ids(connection, list(connection.execute(chosen).scalars()))
+        found = listed(connection)
     return Papers.of(found, request.app.state.settings.address)
 
 

@@ -13,18 +13,15 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from workingpapers import __version__
 from workingpapers.errors import UserError
-from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.runs.store import Store
-from workingpapers.site.catalogue import add_catalogue
+from workingpapers.site.catalogue import add_catalogue, is_missing
 from workingpapers.site.database import open_database, writing
 from workingpapers.site.recommend import Recommender
-from workingpapers.site.schema import papers
 from workingpapers.site.search.engine import Searcher
 from workingpapers.site.settings import Settings
 from workingpapers.site.web import account, api, boards, feed_routes, find, pages, static_files, subscribe
@@ -99,11 +96,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Bring the catalogue in before the first request if it is not there, and up to date beside them if it is."""
     to_thread.current_default_thread_limiter().total_tokens = THREADS
     with app.state.engine.connect() as connection:
-        there = connection.execute(select(func.count(papers.c.card))).scalar_one()
+        at_once = is_missing(connection)
     later = threading.Timer(_LATER, _bring_catalogue, [app])
     later.daemon = True
     threading.Thread(target=compile_templates, name="compile-templates", daemon=True).start()
-    if there < len(load_catalogue()):
+    if at_once:
         _bring_catalogue(app)
     else:
         later.start()

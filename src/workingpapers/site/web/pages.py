@@ -16,10 +16,11 @@ from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.papers.topics import children, load_topics, path, topic, walk
 from workingpapers.runs.present import Assessed
 from workingpapers.site import marks, people, placed, trending
+from workingpapers.site.catalogue import listed
 from workingpapers.site.citation import bibtex
 from workingpapers.site.database import reading
 from workingpapers.site.papers import Paper, by_ids, by_slug
-from workingpapers.site.schema import papers, picks
+from workingpapers.site.schema import papers
 from workingpapers.site.search.vectors import index_file
 from workingpapers.site.web.render import or_missing, page
 from workingpapers.site.web.session import recognise
@@ -49,7 +50,8 @@ def home(
     today = trending.day_of(time.time())
     with request.app.state.engine.connect() as connection:
         found = _trending(connection, period, when, today, number)
-        picked = _picked(connection, today) if period is None and number == 1 else []
+        is_plain = period is None and number == 1
+        picked = by_ids(connection, people.picked_on(connection, today.isoformat())) if is_plain else []
         shown = [row.paper.id for row in found.rows] + [paper.id for paper in picked]
         voted = voted_of(connection, request, shown)
     is_present = found.period == trending.period_of(found.period.name, today)
@@ -76,11 +78,6 @@ def _trending(
     return found
 
 
-def _picked(connection: Connection, today: date) -> list[Paper]:
-    chosen = select(picks.c.paper_id).where(picks.c.day == today.isoformat()).order_by(picks.c.paper_id)
-    return by_ids(connection, list(connection.execute(chosen.limit(SIZE)).scalars()))
-
-
 def voted_of(connection: Connection, request: Request, ids: Sequence[int]) -> set[int]:
     """Return which of these papers the signed-in person has voted for; none if nobody is."""
     user = getattr(request.state, "user", None)
@@ -92,10 +89,7 @@ def voted_of(connection: Connection, request: Request, ids: Sequence[int]) -> se
 def catalogue(request: Request) -> Response:
     """Answer with every paper of the catalogue under each of its topics."""
     with request.app.state.engine.connect() as connection:
-        ids = connection.execute(
-            select(papers.c.id).where(papers.c.card.is_not(None)).order_by(papers.c.title)
-        ).scalars()
-        found = by_ids(connection, list(ids))
+        found = listed(connection)
     by_topic: dict[str, list[Paper]] = {}
     for paper in found:
         for name in paper.topics:
