@@ -12,9 +12,16 @@ from msgspec import Meta, Struct, ValidationError, convert
 
 from workingpapers.errors import UserError, nearest
 
-Slug = Annotated[str, Meta(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
-Text = Annotated[str, Meta(pattern=r"\S")]
-ImportPath = Annotated[str, Meta(pattern=r"^workingpapers(\.\w+)+:\w+$")]
+FORMS = {  # what texts have to match, in words
+    (SLUG := r"^[a-z0-9]+(-[a-z0-9]+)*$"): "small letters and digits in words joined by dashes, as 'moment-probing'",
+    (TEXT := r"\S"): "a text that is not blank",
+    (IMPORT := r"^workingpapers(\.\w+)+:\w+$"): "'workingpapers.methods.room.module:Name'",
+    (ARXIV := r"^\d{4}\.\d{4,5}$"): "an arXiv identifier without version, as '2302.02334'",
+    (ADDRESS := r"^https://\S+$"): "an address that starts with https://",
+}
+Slug = Annotated[str, Meta(pattern=SLUG)]
+Text = Annotated[str, Meta(pattern=TEXT)]
+ImportPath = Annotated[str, Meta(pattern=IMPORT)]
 Expectation = Literal["helps", "hurts", "no difference", "not worse"]
 
 
@@ -92,8 +99,10 @@ class Claim(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     untestable: Text | None = None
 
     def __post_init__(self) -> None:
-        if (self.check is None) == (self.untestable is None):
-            raise ValueError(f"claim {self.id!r} needs either a check or the reason why it is untestable, not both")
+        if self.check is None and self.untestable is None:
+            raise ValueError(f"claim {self.id!r} has neither a [claims.check] nor the reason why it is `untestable`")
+        if self.check is not None and self.untestable is not None:
+            raise ValueError(f"claim {self.id!r} has a check and the reason why it is untestable; give one, not both")
 
 
 class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,10 +127,10 @@ class Card(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     slug: Slug
     title: Text
-    arxiv: Annotated[str, Meta(pattern=r"^\d{4}\.\d{4,5}$")]
+    arxiv: Annotated[str, Meta(pattern=ARXIV)]
     year: Annotated[int, Meta(ge=1990, le=2100)]
     venue: Text
-    code: Annotated[str, Meta(pattern=r"^https://\S+$")] | None = None
+    code: Annotated[str, Meta(pattern=ADDRESS)] | None = None
     topics: Annotated[tuple[Slug, ...], Meta(min_length=1)]
     task: Slug | None = None
     door: Text
@@ -152,31 +161,42 @@ def read_card(path: Path) -> Card:
     Raises:
         UserError: the file is not TOML or does not fit the schema; the message names card, field and what is allowed.
     """
+    table: dict[str, typing.Any] = {}
     try:
-        card = convert(tomllib.loads(path.read_text(encoding="utf-8")), Card)
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        card = convert(table, Card)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"Card {path.name} is not valid TOML: {error}") from error
     except ValidationError as error:
-        raise UserError(f"Card {path.name}: {_explained(str(error))}") from error
+        raise UserError(f"Card {path.name}: {_explained(str(error), table)}") from error
     if card.slug != path.stem:
         raise UserError(f"Card {path.name}: slug: is {card.slug!r}; it must equal the file's name, {path.stem!r}")
     return card
 
 
-def _explained(problem: str) -> str:
-    """Return msgspec's message as "field: what is wrong", with the allowed or the nearest values."""
+def _explained(problem: str, table: dict[str, typing.Any]) -> str:
+    """Return msgspec's message as "field: what is wrong", with the value and the allowed or the nearest ones."""
     message, _, place = problem.partition(" - at `$")
-    names = re.findall(r"\w+", re.sub(r"\[\.*\d*\]", "", place.rstrip("`")))
+    place = place.rstrip("`").lstrip(".")
     kind: typing.Any = Card
-    for name in names:
+    for name in re.findall(r"\w+", re.sub(r"\[\.*\d*\]", "", place)):
         kind = _inner(typing.get_type_hints(kind)[name])
-    field = place.rstrip("`").lstrip(".") or "the card"
+    form = next((words for pattern, words in FORMS.items() if message.endswith(f"regex {pattern!r}")), "")
+    if form:
+        message = f"is {_value(table, place)!r}; needed: {form}"
     unknown = re.search(r"unknown field `(.+)`", message)
     if unknown:
         message += f". {nearest(unknown[1], kind.__struct_fields__)}"
     if typing.get_origin(kind) is Literal:
         message += f"; allowed: {', '.join(repr(value) for value in typing.get_args(kind))}"
-    return f"{field}: {message}"
+    return f"{place or 'the card'}: {message}"
+
+
+def _value(table: typing.Any, place: str) -> typing.Any:
+    """Return what stands in a card's table at a place as "claims[0].id"."""
+    for step in re.findall(r"\w+", place):
+        table = table[int(step) if step.isdigit() else step]
+    return table
 
 
 def _inner(kind: typing.Any) -> typing.Any:
