@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +32,16 @@ CHECKED = [name for name, (_, claim) in CLAIMS.items() if claim.check and claim.
 USABLE = [slug for slug, card in CARDS.items() if card.method]
 
 
-def test_every_paper_has_its_card():
-    assert len(SLUGS) == 91
-    assert list(CARDS) == sorted(SLUGS)
+def test_no_card_is_lost():
+    assert set(SLUGS) <= set(CARDS)
+    assert list(CARDS) == sorted(CARDS)
+
+
+def test_the_readme_counts_what_is_there():
+    text = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert f"a catalogue of {len(CARDS)} papers" in text
+    assert f"{len(USABLE)} of them so far" in text
+    assert f"for each of the {len(USABLE)}." in text
 
 
 def test_no_paper_is_there_twice():

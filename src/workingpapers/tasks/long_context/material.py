@@ -22,7 +22,7 @@ CHARACTERS = 12  # of text, at most, that make a token on average
 
 @dataclass(frozen=True)
 class Given:
-    """What an entry gets: a model of its own to change, and text that it may choose by.
+    """What an entry gets: a model of its own to change, and text that it may choose by. It returns a `Reader`.
 
     Attributes:
         model: a rotary decoder of transformers in evaluation mode.

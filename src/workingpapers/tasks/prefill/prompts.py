@@ -25,7 +25,7 @@ CLOSE = 1e-3  # by how much the score of another next token may miss the best on
 
 @dataclass(frozen=True)
 class Given:
-    """What an entry gets: a model of its own to change, one batch of other prompts to look at, the seed."""
+    """What an entry gets: a model of its own to change, a batch of other prompts, the seed. It returns `Passes`."""
 
     model: Any
     examples: list[Tensor]
