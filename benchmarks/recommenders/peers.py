@@ -95,8 +95,8 @@ def columns(rows: int, seed: int = 0) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     return pd.DataFrame(table), clicks(rng, 0.3 * (np.asarray(logit) + sum(v[:, 0] for v in vectors)))
 
 
-def histories(rows: int) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    rng = np.random.default_rng(0)
+def histories(rows: int, seed: int = 0) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    rng = np.random.default_rng(seed)
     table = pd.DataFrame({name: power_law(rng, n, rows) for name, n in (("user", 5000), ("shop", 500), ("hour", 24))})
     table["item"], past = power_law(rng, 5000, rows), power_law(rng, 5000, rows * STEPS).reshape(rows, STEPS)
     length, kind = rng.integers(1, STEPS + 1, rows), rng.integers(8, size=5000)
