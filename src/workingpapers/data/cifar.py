@@ -58,6 +58,8 @@ def cifar10() -> LabelledData:
         dtype=np.uint8,
         compute=compute,
         about={"what": "label, then 32 x 32 x 3 pixels; train before test", "from": list(files.values()) or URL},
+        progress=True,
+        title="decoding CIFAR-10",
     )
     labels, images = table[:, 0].astype(np.int64), table[:, 1:].reshape(-1, 32, 32, 3)
     return LabelledData(

@@ -25,7 +25,7 @@ from workingpapers.data.cache import cached_array
 from workingpapers.data.images import Encoded, large_ones, picked
 from workingpapers.data.types import Backbone, LabelledData, View
 from workingpapers.errors import UserError
-from workingpapers.progress import Progress, counted
+from workingpapers.progress import Progress
 
 PIXELS_PER_BATCH = 2_000_000  # 40 images of 224 px: under 1 GB of activations with the usual models
 MOST_READERS = 8  # images that are decoded at a time: a photograph takes 100 MB meanwhile
@@ -114,8 +114,10 @@ def extract(data: LabelledData, backbone: Backbone, view: View, *, progress: Pro
         "features",
         shape=shape,
         dtype=np.float16,
-        compute=lambda: _batches(data, backbone, view, progress),
+        compute=lambda: _batches(data, backbone, view),
         about=about,
+        progress=progress,
+        title=f"{data.name} with {backbone.name}",
     )
 
 
@@ -180,20 +182,18 @@ def _checked(features: Tensor, data: LabelledData, backbone: Backbone, rows: ran
     return half.numpy()
 
 
-def _batches(data: LabelledData, backbone: Backbone, view: View, progress: Progress) -> Iterator[NDArray[np.float16]]:
+def _batches(data: LabelledData, backbone: Backbone, view: View) -> Iterator[NDArray[np.float16]]:
     """Yield the features batch by batch; one thread reads the next batch while the model computes this one."""
     total = len(data)
     step = max(1, min(256, PIXELS_PER_BATCH // view.size**2))
     parts = [range(start, min(start + step, total)) for start in range(0, total, step)]
-    title = f"{data.name} with {backbone.name}"
-    with _all_cores(), counted(progress, total, title) as report, ThreadPoolExecutor(1) as reader:
+    with _all_cores(), ThreadPoolExecutor(1) as reader:
         upcoming = reader.submit(_read, data, backbone, view, parts[0])
         for i, rows in enumerate(parts):
             batch = upcoming.result()
             if i + 1 < len(parts):
                 upcoming = reader.submit(_read, data, backbone, view, parts[i + 1])
             yield _checked(_run(backbone, view, batch), data, backbone, rows)
-            report(rows[-1] + 1)
 
 
 def _cores() -> int:

@@ -130,6 +130,8 @@ def _rendered(codes: Sequence[str]) -> NDArray[np.uint8]:
         dtype=np.uint8,
         compute=render,
         about={"what": "OpenMoji pictograms on white, by code point", "packages": versions},
+        progress=True,
+        title="drawing OpenMoji",
     )
 
 
