@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workingpapers.methods.attention.common import dense_attention
-from workingpapers.methods.attention.fused import fused_attention
+from workingpapers.methods.attention.fused import fused_attention, trainable_attention
 
 
 def sample(seed, B=2, H=4, H_kv=2, T_q=5, T_k=7, d=8, device="cpu"):
@@ -50,6 +50,16 @@ def test_strided_views_and_gradients():
     )
     q, k, v = (x.double().requires_grad_() for x in sample(1, B=1, H=2, H_kv=1, T_q=3, T_k=4, d=2))
     assert torch.autograd.gradcheck(lambda *x: fused_attention(*x, causal=True), (q, k, v))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_last_axis_that_is_not_dense(which, grad):
+    tensors = [x.requires_grad_(grad) for x in sample(3, H_kv=4, T_q=40, T_k=40)]
+    tensors[which] = tensors[which].mT.contiguous().mT
+    expected = dense_attention(*tensors, causal=False, scale=1.0, return_lse=True)
+    same(fused_attention(*tensors, scale=1.0), expected)
+    same(trainable_attention(*tensors, 1.0), expected)
 
 
 def test_a_nan_in_a_key_is_not_hidden():

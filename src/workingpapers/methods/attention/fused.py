@@ -32,7 +32,7 @@ def fused_attention(
 ) -> tuple[Tensor, Tensor]:
     """Do what `dense_attention` with `return_lse` does, without holding the scores.
 
-    Blocks may be strided views, as long as the last axis is dense. What the kernels do not serve (gradients of the
+    Blocks may be strided views; without a dense last axis they are copied. What the kernels do not serve (gradients of the
     log-sum-exp, other devices than CPU and CUDA, d != d_v, no keys) `dense_attention` does. A NaN in a key that is
     masked may come out as NaN.
 
@@ -51,7 +51,7 @@ def fused_attention(
         seen = causal_mask(q.shape[2], k.shape[2], q.device)
         mask = seen.view(1, 1, *seen.shape) if mask is None else _hide(mask, ~seen)
     bias = mask if mask is None or mask.dtype != torch.bool else torch.where(mask, 0.0, -torch.inf)
-    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    q, k, v = _ready(q, k, v)
     few = q.device.type == "cpu" and q.shape[2] > k.shape[2] and k.shape[2] <= FEW
     out, lse = _products(q, k, v, bias, scale) if few else _kernel(q, k, v, bias, flag, scale)
     if mask is not None:  # lse may be 0 or NaN where a query sees no key
@@ -68,6 +68,12 @@ def _trains(*tensors: Tensor) -> bool:
 def _served(q: Tensor, k: Tensor, v: Tensor) -> bool:
     known = q.device.type == "cpu" or (q.device.type == "cuda" and q.dtype != torch.float64)
     return known and q.shape[-1] == v.shape[-1] and 0 not in (*q.shape, *k.shape)
+
+
+def _ready(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    """Return them with as many heads each and the last axis dense: kernels take that for granted and do not look."""
+    heads = q.shape[1]
+    return tuple(x if x.stride(3) == 1 else x.contiguous() for x in (q, repeat_heads(k, heads), repeat_heads(v, heads)))
 
 
 def _hide(mask: Tensor, hidden: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ def trainable_attention(
     trains = _trains(q, k, v)
     if not _served(q, k, v) or (trains and q.device.type != "cpu"):
         return fused_attention(q, k, v, scale=scale, causal=causal, mask=bias)
-    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    q, k, v = _ready(q, k, v)
     if not trains:
         return _kernel(q, k, v, bias, causal, scale)
     found: tuple[Tensor, Tensor] = _FusedAttention.apply(q, k, v, scale, causal, bias)  # type: ignore[no-untyped-call]
