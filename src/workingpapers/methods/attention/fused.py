@@ -32,8 +32,8 @@ def fused_attention(
 ) -> tuple[Tensor, Tensor]:
     """Do what `dense_attention` with `return_lse` does, without holding the scores.
 
-    Blocks may be strided views; without a dense last axis they are copied. What the kernels do not serve (gradients of the
-    log-sum-exp, other devices than CPU and CUDA, d != d_v, no keys) `dense_attention` does. A NaN in a key that is
+    Blocks may be strided views; without a dense last axis they are copied. What the kernels do not serve (gradients of
+    the log-sum-exp, other devices than CPU and CUDA, d != d_v, no keys) `dense_attention` does. A NaN in a key that is
     masked may come out as NaN.
 
     Args:
