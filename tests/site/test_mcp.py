@@ -28,7 +28,7 @@ def arguments(tmp_path_factory):
     with writing(engine) as connection:
         add_catalogue(connection, Store(str(folder / "runs.sqlite")), NOW)
         [number] = made(connection, 1, code="https://example.org/code", arxiv="2611.00001")
-        trending.record(connection, number, "vote", 2, "2026-11-25")
+        trending.record_all(connection, [trending.Signal(number, "vote", 2, "2026-11-25")])
     engine.dispose()
     return ["--database", str(folder / "site.sqlite"), "--store", str(folder / "runs.sqlite")]
 

@@ -23,7 +23,6 @@ from workingpapers.site.trending import (
     day_of,
     period_of,
     read_period,
-    record,
     record_all,
     trending,
 )
@@ -90,13 +89,13 @@ def test_any_order_and_any_batches_give_the_same_sums_and_these_are_the_definiti
 def test_what_is_taken_back_leaves_no_trace(database):
     with writing(database) as connection:
         (paper,) = made(connection, 1)
-        record(connection, paper, "stars", 10**6, "2026-11-23")
+        record_all(connection, [Signal(paper, "stars", 10**6, "2026-11-23")])
         before = connection.execute(select(trends)).all()
         for _ in range(3):
-            record(connection, paper, "vote", 1, "2026-11-24")
-            record(connection, paper, "citations", 7, "2041-11-24")
-        record(connection, paper, "vote", -3, "2026-11-24")
-        record(connection, paper, "citations", -21, "2041-11-24")
+            record_all(connection, [Signal(paper, "vote", 1, "2026-11-24")])
+            record_all(connection, [Signal(paper, "citations", 7, "2041-11-24")])
+        record_all(connection, [Signal(paper, "vote", -3, "2026-11-24")])
+        record_all(connection, [Signal(paper, "citations", -21, "2041-11-24")])
         after = connection.execute(select(trends).where(trends.c.score != 0)).all()
     assert sorted(after) == sorted(before)
 
@@ -109,9 +108,9 @@ def test_a_million_citations_at_the_horizon_are_still_exact():
 def test_later_weighs_more_and_kinds_weigh_as_documented(database):
     with writing(database) as connection:
         monday, sunday, starred = made(connection, 3)
-        record(connection, monday, "vote", 7, "2026-11-23")
-        record(connection, sunday, "vote", 1, "2026-11-29")
-        record(connection, starred, "stars", 9, "2026-11-29")
+        record_all(connection, [Signal(monday, "vote", 7, "2026-11-23")])
+        record_all(connection, [Signal(sunday, "vote", 1, "2026-11-29")])
+        record_all(connection, [Signal(starred, "stars", 9, "2026-11-29")])
         week = trending(connection, "week", date(2026, 11, 25))
         month = trending(connection, "month", date(2026, 11, 1))
     assert [row.paper.id for row in week.rows] == [sunday, starred, monday]  # 8 times after six days
@@ -123,10 +122,10 @@ def test_each_row_says_why(database):
     with writing(database) as connection:
         old, new = made(connection, 1, published="2026-10-01")[0], made(connection, 1)[0]
         for kind, amount in {"vote": 1, "stars": 1200, "citations": 2, "runs": 5}.items():
-            record(connection, old, kind, amount, "2026-11-25")
-        record(connection, old, "vote", 5, "2026-11-24")
-        record(connection, old, "citations", 40, "2025")
-        record(connection, new, "published", 1, "2026-11-25")
+            record_all(connection, [Signal(old, kind, amount, "2026-11-25")])
+        record_all(connection, [Signal(old, "vote", 5, "2026-11-24")])
+        record_all(connection, [Signal(old, "citations", 40, "2025")])
+        record_all(connection, [Signal(new, "published", 1, "2026-11-25")])
         day, week, ever = (trending(connection, name, date(2026, 11, 25)) for name in ("day", "week", "all"))
     assert [row.why for row in day.rows] == ["1 vote, 1,200 stars, 2 citations, 5 runs", "published"]
     assert [row.why for row in week.rows] == ["6 votes, 1,200 stars, 2 citations, 5 runs", "published"]
@@ -149,8 +148,8 @@ def test_neighbours_are_the_nearest_periods_with_anything(database):
     with writing(database) as connection:
         (paper,) = made(connection, 1)
         for day in ("2026-01-05", "2026-11-02", "2026-11-25", "2027-02-01"):
-            record(connection, paper, "vote", 1, day)
-        record(connection, paper, "vote", -1, "2026-11-02")  # an emptied day is no neighbour
+            record_all(connection, [Signal(paper, "vote", 1, day)])
+        record_all(connection, [Signal(paper, "vote", -1, "2026-11-02")])  # an emptied day is no neighbour
         day = trending(connection, "day", date(2026, 11, 25))
         quiet = trending(connection, "day", date(2026, 11, 26))
         week = trending(connection, "week", date(2026, 11, 25))
@@ -228,7 +227,7 @@ def test_bad_questions_are_refused_by_name(sqlite_database):
 )
 def test_bad_signals_are_refused(sqlite_database, kind, amount, day, said):
     with writing(sqlite_database) as connection, pytest.raises(ValueError, match=said):
-        record(connection, made(connection, 1)[0], kind, amount, day)
+        record_all(connection, [Signal(made(connection, 1)[0], kind, amount, day)])
     with sqlite_database.connect() as connection:
         assert connection.execute(select(signals)).all() == []
 

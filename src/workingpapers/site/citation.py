@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from workingpapers.site.papers import Paper
+from workingpapers.site.papers import YEAR, Paper
 
 _JOURNAL = re.compile(
     r"journal|transactions|letters|review|proceedings of the national|\bopen\b|nature|TMLR|JMLR|PAMI", re.I
@@ -13,7 +13,6 @@ _JOURNAL = re.compile(
 _ACCENT = re.compile(r"\\(?=[&%#_$]|[\"'`^~=.]\{?[A-Za-z\\]|[cuvHkrbd]\{[A-Za-z]\})")
 _ACTS = re.compile(r"[{}$\\&%#_]")
 _MATHS = re.compile(r"\$[^$]*\$|\\[A-Za-z]+")
-_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _STOP = frozenset("a an and are as at by can do does for from how in is it of on or the to what when why with".split())
 
 
@@ -21,7 +20,7 @@ def bibtex(paper: Paper) -> str:
     """Return a paper's BibTeX entry, ready to paste."""
     preprint = not paper.venue or "arxiv" in paper.venue.lower()
     journal = not preprint and _JOURNAL.search(paper.venue)
-    said = _YEAR.search(paper.venue)  # in "ICML 2026", whatever year the preprint is of
+    said = YEAR.search(paper.venue)  # in "ICML 2026", whatever year the preprint is of
     kind = "misc" if preprint else "article" if journal else "inproceedings"
     fields = {
         "title": f"{{{_tex(paper.title)}}}",  # a second pair of braces keeps the capitals

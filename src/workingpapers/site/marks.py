@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Table, delete, func, select, update
 
 from workingpapers.errors import UserError
-from workingpapers.site import trending
 from workingpapers.site.database import inserting
 from workingpapers.site.schema import library, papers, searches, tags, votes
 from workingpapers.site.search.query import plain
+from workingpapers.site.trending import Signal, day_of, record_all
 
 MOST_TAGS_ON_A_PAPER, MOST_TAGGED, MOST_KEPT, MOST_SEARCHES = 20, 10_000, 10_000, 50
 LONGEST_TAG, LONGEST_QUERY = 40, 200
@@ -190,7 +190,7 @@ def searches_of(connection: Connection, user: int) -> list[SavedSearch]:
 
 def _count_vote(connection: Connection, paper: int, amount: int, at: float) -> None:
     connection.execute(update(papers).where(papers.c.id == paper).values(votes=papers.c.votes + amount))
-    trending.record(connection, paper, "vote", amount, trending.day_of(at).isoformat())
+    record_all(connection, [Signal(paper, "vote", amount, day_of(at).isoformat())])
 
 
 def _bound(connection: Connection, table: Table, mine: object, most: int, what: str) -> None:

@@ -26,7 +26,7 @@ from workingpapers.site import trending
 from workingpapers.site.catalogue import add_catalogue, is_missing
 from workingpapers.site.database import open_database, writing
 from workingpapers.site.normal import arxiv_id
-from workingpapers.site.papers import Paper, by_ids
+from workingpapers.site.papers import Paper, by_ids, gist
 from workingpapers.site.schema import papers
 from workingpapers.site.search.engine import Searcher
 from workingpapers.site.search.filters import Filters
@@ -35,7 +35,6 @@ from workingpapers.site.web.api_boards import Leaderboard, LeaderboardDetail
 from workingpapers.site.web.api_models import Claim, Method, PaperDetail, method_of
 from workingpapers.site.web.measured import Measured, fitting
 from workingpapers.site.web.refusal import wrong_value
-from workingpapers.site.web.render import gist
 
 INSTRUCTIONS = (
     "Papers on large pre-trained models, and whether they work. Papers of the catalogue have claims, each as reported "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -12,6 +13,9 @@ from sqlalchemy import BindParameter, Connection, Row, bindparam, func, select
 from workingpapers.errors import UserError
 from workingpapers.papers.catalogue import load_catalogue
 from workingpapers.site.schema import paper_topics, papers
+
+YEAR = re.compile(r"\b(?:19|20)\d\d\b")  # as in the venue "ICML 2026"
+_QUOTED = re.compile(r"``([^`]{1,200}?)''")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +107,20 @@ def _paper(row: Row[Any]) -> Paper:
         values[name] = tuple(values[name])
     values["topics"] = tuple(sorted((values["topics"] or "").split()))
     return Paper(**values)
+
+
+def authors_line(authors: Sequence[str], most: int = 4) -> str:
+    """Return names with commas between them; "and 3 more" stands for those after the first `most`."""
+    more = f" and {len(authors) - most} more" if len(authors) > most else ""
+    return ", ".join(authors[:most]) + more
+
+
+def gist(text: str, most: int = 280) -> str:
+    """Return the first lines of a text, cut after a word and before a formula rather than within."""
+    flat = _QUOTED.sub(r"“\1”", " ".join(text.split())).replace("`", "")
+    if len(flat) <= most:
+        return flat
+    cut = flat[:most].rpartition(" ")[0] or flat[:most]
+    if cut.count("$") % 2 and "$" in flat[len(cut) :]:
+        cut = cut[: cut.rindex("$")]
+    return f"{cut.rstrip(' ,;:.')} …"

@@ -20,11 +20,8 @@ from workingpapers.errors import UserError
 from workingpapers.site import normal
 from workingpapers.site.database import insert_rows
 from workingpapers.site.merge import COUNTS, FACTS, IDENTITIES, OURS, Known, Row
-from workingpapers.site.normal import title_key
 from workingpapers.site.schema import paper_topics, papers
 from workingpapers.site.trending import Signal, day_of, record_all
-
-__all__ = ["Added", "Malformed", "Record", "add", "checked", "count", "title_key"]
 
 _LONGEST_TITLE, _LONGEST_TEXT, _LONGEST_NAME = 1000, 20_000, 200
 _MOST_AUTHORS, _MOST_KEYWORDS = 5000, 50

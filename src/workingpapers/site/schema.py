@@ -43,7 +43,7 @@ papers = Table(
     Column("card", String, unique=True),  # slug in the catalogue
     Column("arxiv", String, unique=True),  # without version
     Column("doi", String, unique=True),  # lower case, without resolver
-    Column("title_key", String, nullable=False, index=True),  # `records.title_key`: equal for equal titles
+    Column("title_key", String, nullable=False, index=True),  # `normal.title_key`: equal for equal titles
     Column("title", Text, nullable=False),
     Column("abstract", Text, nullable=False, default=""),
     Column("summary", Text, nullable=False, default=""),  # of the catalogue, in our words

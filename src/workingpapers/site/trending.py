@@ -89,14 +89,9 @@ class Period:
         """The period in words: "Wednesday 25 November 2026", "Week 48, 23 to 29 November 2026", ..."""
         first, last = self.start, self.end
         if self.name == "day":
-            return f"{first:%A} {first.day} {first:%B %Y}"
+            return f"{first:%A} {span(first, last)}"
         if self.name == "week":
-            opening = str(first.day)
-            if first.month != last.month:
-                opening += f" {first:%B}"
-            if first.year != last.year:
-                opening += f" {first.year}"
-            return f"Week {first.isocalendar().week}, {opening} to {last.day} {last:%B %Y}"
+            return f"Week {first.isocalendar().week}, {span(first, last)}"
         return f"{first:%B %Y}" if self.name == "month" else "All time"
 
     @property
@@ -138,6 +133,19 @@ class Trending:
     more: bool
     previous: Period | None
     next: Period | None
+
+
+def span(first: date, last: date) -> str:
+    """Return days in words: "24 November 2026" or "16 to 22 November 2026"."""
+    end = f"{last.day} {last:%B %Y}"
+    if first == last:
+        return end
+    start = str(first.day)
+    if first.month != last.month:
+        start += f" {first:%B}"
+    if first.year != last.year:
+        start += f" {first.year}"
+    return f"{start} to {end}"
 
 
 def day_of(now: float) -> date:
@@ -194,13 +202,8 @@ def read_period(name: str, when: str | None, today: date) -> Period:
     return period_of(name, day)
 
 
-def record(connection: Connection, paper_id: int, kind: str, amount: int, day: str) -> None:
-    """Record one signal (see `Signal`). Call it in the transaction that changes what it counts."""
-    record_all(connection, [Signal(paper_id, kind, amount, day)])
-
-
 def record_all(connection: Connection, happened: Iterable[Signal]) -> None:
-    """Record signals, many at a time.
+    """Record signals. Call it in the transaction that changes what they count.
 
     Raises:
         ValueError: a kind that is not in `WEIGHTS`, an amount that is not whole, or a day that is none.

@@ -28,7 +28,9 @@ def page(tmp_path, monkeypatch):
     now = time.time()
     with writing(engine) as connection:
         for number in made(connection, 3):
-            trending.record(connection, number, "vote", number, trending.day_of(now - DAY).isoformat())
+            trending.record_all(
+                connection, [trending.Signal(number, "vote", number, trending.day_of(now - DAY).isoformat())]
+            )
         row = {"frequency": "daily", "state": "active", "created": 0.0, "confirmed": now - 2 * DAY}
         rows = [
             {"email": "ada@example.org", "topics": [], "queries": []},

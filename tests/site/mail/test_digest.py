@@ -47,7 +47,7 @@ def papers(engine, n, day=None, votes=(), **changes):
         ids = made(connection, n, **changes)
         for number, amount in zip(ids, votes or [1] * n, strict=True):
             if day:
-                trending.record(connection, number, "vote", amount, day.isoformat())
+                trending.record_all(connection, [trending.Signal(number, "vote", amount, day.isoformat())])
     return ids
 
 
@@ -116,7 +116,7 @@ def test_what_was_sent_is_not_news_and_no_news_is_no_mail(database):
     (old,) = papers(database, 1, WEDNESDAY - timedelta(days=1))
     assert run(database, WEDNESDAY) == {"ada@example.org": [old]}
     with writing(database) as connection:
-        trending.record(connection, old, "vote", 50, WEDNESDAY.isoformat())
+        trending.record_all(connection, [trending.Signal(old, "vote", 50, WEDNESDAY.isoformat())])
     assert run(database, WEDNESDAY + timedelta(days=1)) == {}
     with database.connect() as connection:
         rows = connection.execute(select(outbox.c.edition, outbox.c.state, outbox.c.subscription_id)).all()
@@ -158,7 +158,7 @@ def test_searches_and_alerts_find_what_trended_or_was_added(database):
     yesterday = WEDNESDAY - timedelta(days=1)
     old, trended = papers(database, 2, None)
     with writing(database) as connection:
-        trending.record(connection, trended, "vote", 1, yesterday.isoformat())
+        trending.record_all(connection, [trending.Signal(trended, "vote", 1, yesterday.isoformat())])
         user = connection.execute(insert(users).values(email="ada@example.org", created=0).returning(users.c.id))
         number = user.scalar_one()
         alerts = [("alert", True), ("no-alert", False), ("unreadable", True)]

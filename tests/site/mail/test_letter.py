@@ -1,6 +1,7 @@
 """A digest's mail: everything is in it twice, as HTML and as text; nothing in a title becomes markup."""
 
 import re
+from dataclasses import replace
 from datetime import date
 from email import message_from_bytes
 from email.policy import default
@@ -119,6 +120,13 @@ def test_subjects():
     assert subject(alone) == "Bare"
 
 
+def test_a_text_without_spaces_is_cut_within():
+    long = Pick(paper(0, "字" * 100, abstract="文" * 300), "3 votes", False)
+    made = replace(edition(), sections=[Section("Trending", None, [long])])
+    assert subject(made) == "字" * 70 + " …"
+    assert "文" * 100 in letter(SETTINGS, made, 0).get_body(("plain",)).get_content()
+
+
 @pytest.mark.parametrize(
     ("first", "said"),
     [
@@ -179,4 +187,4 @@ def test_a_venue_that_names_its_year_gets_no_other(venue, year, place):
     one = edition()
     one.sections[0].picks[0] = Pick(paper(0, "A", venue=venue, year=year, abstract="The ``probes''."), "", False)
     part = letter(SETTINGS, one, 1.76e9).get_body(("plain",)).get_content()
-    assert f"5 more · {place} The ``probes''." in " ".join(part.split())
+    assert f"5 more · {place} The “probes”." in " ".join(part.split())

@@ -250,7 +250,7 @@ def test_only_own_marks_are_said_to_need_a_token(client):
 def test_it_works_on_both_databases(database, tmp_path):
     with writing(database) as connection:
         numbers = made(connection, 3, topics=["pruning"])
-        trending.record(connection, numbers[1], "vote", 1, DAY)
+        trending.record_all(connection, [trending.Signal(numbers[1], "vote", 1, DAY)])
     settings = Settings(
         database=database.url.render_as_string(hide_password=False),
         store=str(tmp_path / "runs.sqlite"),

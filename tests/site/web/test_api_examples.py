@@ -14,7 +14,7 @@ from workingpapers.site import marks
 from workingpapers.site.database import writing
 from workingpapers.site.schema import papers, picks, users
 from workingpapers.site.settings import Settings
-from workingpapers.site.trending import record
+from workingpapers.site.trending import Signal, record_all
 from workingpapers.site.web.api_examples import HARDWARE, PAPER
 from workingpapers.site.web.app import create_app
 
@@ -71,7 +71,7 @@ def client(tmp_path_factory):
         connection.execute(update(papers).values(added=ADDED))
         paper = connection.execute(select(papers.c.id).where(papers.c.slug == PAPER)).scalar_one()
         user = connection.execute(select(users.c.id)).scalar_one()
-        record(connection, paper, "vote", 3, DAY)
+        record_all(connection, [Signal(paper, "vote", 3, DAY)])
         connection.execute(insert(picks).values(paper_id=paper, day=DAY, user_id=user))
         marks.keep(connection, user, paper, ADDED, read=True)
         marks.vote(connection, user, paper, ADDED)

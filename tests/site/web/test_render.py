@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workingpapers.errors import UserError
+from workingpapers.site.papers import authors_line, gist
 from workingpapers.site.web.render import (
-    authors_line,
     dated,
     day,
-    gist,
     is_web,
     or_missing,
     problem,

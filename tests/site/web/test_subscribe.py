@@ -115,7 +115,7 @@ def test_a_mail_program_ends_it_by_one_click(app, browser):
         connection.execute(update(subscriptions).values(confirmed=now - 90_000))
         for number in made(connection, 2):
             yesterday = trending.day_of(now - 86_400).isoformat()
-            trending.record(connection, number, "vote", 1, yesterday)
+            trending.record_all(connection, [trending.Signal(number, "vote", 1, yesterday)])
     (edition,) = digest.editions(app.state.engine, now, None)
     assert digest.write(app.state.engine, app.state.settings, edition, now)
     with app.state.engine.connect() as connection:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import re
 import textwrap
-from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
@@ -16,13 +14,12 @@ from workingpapers.runs.present import BADGES
 from workingpapers.site.mail.digest import Edition
 from workingpapers.site.mail.message import compose
 from workingpapers.site.mail.subscriptions import FREQUENCIES, MANAGE_PATH, STOP_PATH, link_token
-from workingpapers.site.papers import Paper
+from workingpapers.site.papers import YEAR, Paper, authors_line, gist
 from workingpapers.site.settings import Settings
+from workingpapers.site.trending import span
 
 _COLUMNS = 72  # of the text
 _GIST, _SUBJECT = 230, 70  # characters
-_AUTHORS = 4
-_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 
 
 def letter(settings: Settings, edition: Edition, now: float) -> EmailMessage:
@@ -42,7 +39,7 @@ def letter(settings: Settings, edition: Edition, now: float) -> EmailMessage:
         "address": settings.address,
         "stop": stop,
         "manage": f"{settings.address}{MANAGE_PATH}?{token}",
-        "days": _days(edition.first, edition.last),
+        "days": span(edition.first, edition.last),
         "frequency": FREQUENCIES[edition.subscription.wish.frequency],
         "badges": BADGES,
     }
@@ -57,22 +54,9 @@ def letter(settings: Settings, edition: Edition, now: float) -> EmailMessage:
 
 def subject(edition: Edition) -> str:
     """Return the first paper's title and how many follow."""
-    first = textwrap.shorten(edition.picks[0].paper.title, _SUBJECT, placeholder=" ...")
+    first = gist(edition.picks[0].paper.title, _SUBJECT)
     more = len(edition.picks) - 1
     return f"{first}, and {more} more paper{'s' * (more > 1)}" if more else first
-
-
-def _days(first: date, last: date) -> str:
-    """Return "24 November 2026" or "16 to 22 November 2026"."""
-    end = f"{last.day} {last:%B %Y}"
-    if first == last:
-        return end
-    start = f"{first.day}"
-    if first.month != last.month:
-        start += f" {first:%B}"
-    if first.year != last.year:
-        start += f" {first.year}"
-    return f"{start} to {end}"
 
 
 @functools.cache
@@ -96,11 +80,8 @@ def _environment() -> Environment:
 
 def _byline(paper: Paper) -> str:
     """Return the first authors, and where and when."""
-    names = ", ".join(paper.authors[:_AUTHORS])
-    if len(paper.authors) > _AUTHORS:
-        names += f" and {len(paper.authors) - _AUTHORS} more"
-    place = paper.venue if _YEAR.search(paper.venue) else f"{paper.venue} {paper.year or ''}"
-    return " · ".join(part for part in (names, place.strip()) if part)
+    place = paper.venue if YEAR.search(paper.venue) else f"{paper.venue} {paper.year or ''}"
+    return " · ".join(part for part in (authors_line(paper.authors), place.strip()) if part)
 
 
 def _measured(paper: Paper) -> bool:
@@ -109,7 +90,7 @@ def _measured(paper: Paper) -> bool:
 
 
 def _gist(paper: Paper) -> str:
-    return textwrap.shorten(paper.summary.replace("`", "") or paper.abstract, _GIST, placeholder=" ...")
+    return gist(paper.summary or paper.abstract, _GIST)
 
 
 def _wrapped(text: str, indent: int = 0) -> str:

@@ -23,7 +23,7 @@ def embed_missing(
 ) -> int:
     """Embed every paper that has no embedding, then bring the vector index up to date; return how many there were.
 
-    Papers are embedded by title and abstract. A change of either has removed the embedding (`fulltext.install`), so
+    Papers are embedded by title and abstract. A change of either has removed the embedding (`fulltext.ensure`), so
     that it is made again here. What was committed stays when the worker is stopped; the next call goes on from there.
 
     Args:

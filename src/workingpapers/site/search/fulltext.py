@@ -49,8 +49,13 @@ _LABELS = {
 }  # PostgreSQL has four, weighed 1, 0.4, 0.2 and 0.1
 
 
-def install(connection: Connection) -> None:
+def ensure(engine: Engine) -> None:
     """Make the index with its triggers where it is missing, and fill it from the papers that are there."""
+    with writing(engine) as connection:
+        _install(connection)
+
+
+def _install(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         # Of two processes that come at once one makes it, and the other finds it made.
         connection.execute(text("SELECT pg_advisory_xact_lock(20230714)"))
@@ -62,12 +67,6 @@ def install(connection: Connection) -> None:
     if there is None:
         for statement in statements:
             connection.exec_driver_sql(statement)
-
-
-def ensure(engine: Engine) -> None:
-    """Make the index where it is missing, in a transaction of its own."""
-    with writing(engine) as connection:
-        install(connection)
 
 
 def ranked(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -19,14 +18,12 @@ from markupsafe import Markup, escape
 from workingpapers import __version__
 from workingpapers.errors import UserError
 from workingpapers.runs.present import FILTERS, GLOBALS, TEMPLATES, Places
-from workingpapers.site.papers import Paper
+from workingpapers.site.papers import YEAR, Paper, authors_line, gist
 from workingpapers.site.web import static_files
 from workingpapers.site.web.strip import difference_strip
 from workingpapers.site.web.tex import typeset, typeset_marked
 
 _FOLDERS = (Path(__file__).parent / "templates", TEMPLATES)
-_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
-_QUOTED = re.compile(r"``([^`]{1,200}?)''")
 
 TITLES = {
     400: "That can’t be answered",
@@ -114,31 +111,14 @@ def or_missing() -> Iterator[None]:
         raise HTTPException(404, str(error)) from error
 
 
-def authors_line(authors: Sequence[str], most: int = 4) -> str:
-    """Return names with commas between them; "and 3 more" stands for those after the first `most`."""
-    more = f" and {len(authors) - most} more" if len(authors) > most else ""
-    return ", ".join(authors[:most]) + more
-
-
 def dated(paper: Paper) -> Markup:
     """Return where and when a paper appeared: "ICML, 2017", or its day where that is known."""
     place = paper.venue or ("arXiv" if paper.arxiv else "")
     if paper.published:
         when = Markup('<time datetime="{}">{}</time>').format(paper.published, day(paper.published))
         return Markup("{} · {}").format(place, when) if place else when
-    year = str(paper.year) if paper.year and not _YEAR.search(place) else ""
+    year = str(paper.year) if paper.year and not YEAR.search(place) else ""
     return escape(", ".join(filter(None, (place, year))))
-
-
-def gist(text: str, most: int = 280) -> str:
-    """Return the first lines of a text, cut after a word and before a formula rather than within."""
-    flat = _QUOTED.sub(r"“\1”", " ".join(text.split())).replace("`", "")
-    if len(flat) <= most:
-        return flat
-    cut = flat[:most].rpartition(" ")[0] or flat[:most]
-    if cut.count("$") % 2 and "$" in flat[len(cut) :]:
-        cut = cut[: cut.rindex("$")]
-    return f"{cut.rstrip(' ,;:.')} …"
 
 
 def is_web(address: str) -> bool:
