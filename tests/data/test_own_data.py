@@ -11,7 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from scipy.sparse import csr_array
 
 from workingpapers.data import images
 from workingpapers.data.datasets import load_dataset
@@ -559,6 +561,8 @@ def scaled(): return np.zeros((3, 4, 4, 3)), y
 def lazy(): return (row for row in np.eye(3)), y
 def ragged(): return [[1.0], [1.0, 2.0], [3.0]], y
 def nothing(): return None
+def listed(): return LabelledData(name="", fingerprint="", labels=[0, 1, 0], class_names=["a", "b"],
+                                  features=[[1.0], [2.0], [3.0]], part=["train", "train", "test"])
 def neither(): return LabelledData(name="", fingerprint="", labels=np.array([0, 1]), class_names=("a", "b"))
 def broken(): raise KeyError("photos")
 def unlabelled(): return np.eye(3), ["a", None, "b"]
@@ -585,6 +589,12 @@ def test_functions():
     assert load_dataset("own_module:features").labels.tolist() == [1, 0, 1]
     assert load_dataset("own_module:pixels").images[0].shape == (5, 4, 3)
     assert [image.shape[0] for image in load_dataset("own_module:images").images] == [2, 3, 4]
+    listed = load_dataset("own_module:listed")
+    assert (listed.labels.tolist(), listed.part.tolist(), listed.class_names) == (
+        [0, 1, 0],
+        ["train", "train", "test"],
+        ("a", "b"),
+    )
     whole = load_dataset("own_module:whole")
     assert whole.name == "own_module:whole"
     assert len(whole.fingerprint) == 64
@@ -599,14 +609,14 @@ def test_functions():
         ("own_modul:features", "'own_modul:features' cannot be imported: No module named 'own_modul'"),
         ("own_broken:features", "'own_broken:features' cannot be imported: ZeroDivisionError"),
         ("own_module:broken", "own_module:broken raised KeyError: 'photos'"),
-        ("own_module:unlabelled", "returned 3 labels of which 1 are missing"),
+        ("own_module:unlabelled", "returned labels that are no array: 1 of 3 values are missing"),
         ("own_module:mixed", r"an image is uint8 \(4, 4\); images must be"),
         ("own_module:trained", "returned what is no array: .*requires grad"),
         ("own_module:nothing", "returned NoneType; allowed: LabelledData, or a pair"),
         ("own_module:neither", "must hold images or features"),
         ("own_module:floats", r"an image is float64 \(4, 4, 3\); images must be uint8"),
         ("own_module:scaled", r"returned float64 \(3, 4, 4, 3\); allowed: images, uint8 \(N, H, W\)"),
-        ("own_module:lazy", r"returned object \(\); allowed: images, uint8"),
+        ("own_module:lazy", "returned what is no array: it is a generator"),
         ("own_module:ragged", "own_module:ragged returned what is no array: .*inhomogeneous shape"),
     ],
 )
@@ -636,13 +646,23 @@ def test_keep_takes_the_objects_of_pandas(tmp_path, monkeypatch, labels):
     monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
     X = pd.DataFrame(np.arange(12.0).reshape(6, 2))
     assert keep(X.astype(object), labels) == keep(X.to_numpy(), ["a", "b"] * 3)
+    assert keep(X.astype("float64[pyarrow]"), labels) == keep(X, np.array(labels, dtype=np.dtypes.StringDType()))
+    twice = X.set_axis(["a", "a"], axis=1).set_index(pd.date_range("2020", periods=6))  # other rows than the labels'
+    assert keep(twice.astype({"a": "Float64"}), labels) == keep(X, labels)
 
 
 @pytest.mark.parametrize(
     ("features", "labels", "message"),
     [
         ([[1.0], ["word"]], pd.Series(["a", "b"]), "must be numbers"),
-        (pd.DataFrame({"x": [1.0, "word"]}), ["a", "b"], "features cannot be kept as an array: could not convert"),
+        (pd.DataFrame({"x": [1.0, "word"]}), ["a", "b"], "features cannot be kept as an array: in column 'x' could"),
+        (pd.DataFrame({"x": [1, 2], "t": pd.to_datetime(["2020", "2021"])}), ["a", "b"], "in column 't' it is of type"),
+        (np.ma.masked_array([[1.0], [2.0]], [[False], [True]]), ["a", "b"], "1 of 2 values are missing"),
+        (csr_array(np.eye(2)), ["a", "b"], r"it is sparse; \.toarray\(\) makes it a plain one"),
+        (torch.eye(2, requires_grad=True), ["a", "b"], "requires grad"),
+        ("features.npy", ["a", "b"], "The features cannot be kept as an array: it is a str."),
+        (np.zeros((2, 4, 4), np.uint8), ["a", "b"], r"uint8 \(2, 4, 4\), which are images"),
+        (pd.DataFrame({"x": [1, 2]}, index=[1, 0]), pd.Series(["a", "b"]), "rows in another order"),
         ([[1.0], [2.0, 3.0]], ["a", "b"], "The features cannot be kept as an array: .*inhomogeneous"),
         ([[1.0], [2.0]], ["a", None], "The labels cannot be kept as an array: 1 of 2 values are missing."),
         ([[1.0], [2.0]], [["a"], ["b"]], r"^the given data: labels have shape \(2, 1\)"),

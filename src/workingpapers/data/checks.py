@@ -87,6 +87,8 @@ def checked(data: LabelledData) -> LabelledData:
     examples = data.images if data.features is None else data.features
     if (data.images is None) == (data.features is None) or examples is None:
         raise UserError(f"{data.name} must hold images or features, and not both.")
+    if data.features is not None and np.ndim(examples) == 0:
+        raise UserError(f"{data.name}: the features are a single value; allowed: (N, D) vectors or (N, L, D) tokens.")
     labels = np.asarray(data.labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(f"{data.name}: labels are {labels.dtype} {labels.shape}; they must be (N,) whole numbers.")
@@ -98,6 +100,10 @@ def checked(data: LabelledData) -> LabelledData:
         raise UserError(f"{data.name}: lengths differ: {', '.join(f'{n} {size}' for n, size in lengths.items())}.")
     if len(labels) == 0:
         raise UserError(f"{data.name} is empty.")
+    part = None if data.part is None else np.asarray(data.part, dtype=np.str_)
+    distances = None if data.label_distances is None else np.asarray(data.label_distances, dtype=np.float64)
+    data = dataclasses.replace(data, labels=labels, class_names=tuple(data.class_names), part=part)
+    data = dataclasses.replace(data, label_distances=distances)
     _check_classes(data, labels)
     _check_parts(data)
     if data.features is not None:

@@ -229,14 +229,26 @@ def keep(features: ArrayLike, labels: ArrayLike) -> str:
 
     Args:
         features: (N, D) vectors or (N, L, D) tokens, finite floats.
-        labels: (N,) numbers or texts.
+        labels: (N,) numbers or texts; row by row those of the features, whatever an index says.
 
     Raises:
-        UserError: arrays that `from_npz` does not allow, or a cache that cannot be written to.
+        UserError: arrays that `from_npz` does not allow, images, labels in another order by their index than the
+            features, or a cache that cannot be written to.
     """
     import numpy as np
 
-    arrays = {"features": _plain(features, float, "features"), "labels": _plain(labels, str, "labels")}
+    _check_order("The given data", features, labels)
+    arrays = {}
+    for what, values, kind in (("features", features, float), ("labels", labels, str)):
+        try:
+            arrays[what] = _plain(values, kind)
+        except UserError as error:
+            raise UserError(f"The {what} cannot be kept as an array: {error}.") from error
+    if arrays["features"].ndim > 2 and arrays["features"].dtype == np.uint8:
+        raise UserError(
+            f"The features are uint8 {arrays['features'].shape}, which are images: `keep` takes numbers that were "
+            "computed of them. A folder of images, or package.module:function that returns them, can be used as data."
+        )
     digest = hashlib.sha256(repr([(name, a.shape, a.dtype) for name, a in arrays.items()]).encode())
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).tobytes())
@@ -250,25 +262,62 @@ def keep(features: ArrayLike, labels: ArrayLike) -> str:
     return str(path)
 
 
-def _plain(values: ArrayLike, kind: type, what: str) -> NDArray[Any]:
+def _plain(values: Any, kind: type) -> NDArray[Any]:
     """Return an array; Python objects in it, as columns of pandas have them, become numbers or texts.
 
     Raises:
-        UserError: an object that is none, a value that is missing, or rows of different lengths.
+        UserError: the reason why not, without a full stop: an object that is none, which names its column, a value that
+            is missing or masked, rows of different lengths, a sparse matrix, a generator.
     """
     import numpy as np
     import pandas as pd
 
+    if hasattr(values, "toarray"):
+        raise UserError("it is sparse; .toarray() makes it a plain one")
     try:
+        if isinstance(values, pd.DataFrame) and not all(getattr(t, "kind", "") in "fiub" for t in values.dtypes):
+            return np.stack([_column(values.iloc[:, i], kind) for i in range(values.shape[1])], axis=1)
         array = np.asarray(values)
-        if array.dtype != object:
-            return array
-        missing = int(np.sum(pd.isna(array)))
+        if array.ndim == 0:
+            raise UserError(f"it is a {type(values).__name__}")
+        missing = int(np.ma.getmaskarray(values).sum()) if isinstance(values, np.ma.MaskedArray) else 0
+        if array.dtype.kind in "OT":
+            missing += int(np.sum(pd.isna(array)))
         if missing:
-            raise ValueError(f"{missing} of {array.size} values are missing")
-        return array.astype(kind)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"The {what} cannot be kept as an array: {str(error).rstrip('.')}.") from error
+            raise UserError(f"{missing} of {array.size} values are missing")
+        return array.astype(object).astype(kind) if array.dtype.kind in "OT" else array
+    except (TypeError, ValueError, RuntimeError) as error:  # tensors with a gradient are a RuntimeError
+        raise UserError(first_line(error).rstrip(".")) from error
+
+
+def _column(column: Any, kind: type) -> NDArray[Any]:
+    """Return a column of a table as an array.
+
+    Raises:
+        UserError: names the column.
+    """
+    try:
+        found = _plain(column, kind)
+        if kind is float and found.dtype.kind not in "fiub":
+            raise UserError(f"it is of type {found.dtype}")
+        return found
+    except UserError as error:
+        raise UserError(f"in column {column.name!r} {error}") from error
+
+
+def _check_order(name: str, features: Any, labels: Any) -> None:
+    """Refuse labels whose index has the rows of the features in another order: they would be mixed up.
+
+    Raises:
+        UserError: says how they are brought into one order.
+    """
+    ours, theirs = (getattr(part, "index", None) for part in (features, labels))
+    both = hasattr(ours, "equals") and hasattr(theirs, "equals")  # a list has an `index` too
+    if both and len(ours) == len(theirs) and not ours.equals(theirs) and set(ours) == set(theirs):
+        raise UserError(
+            f"{name}: the labels' index has the rows in another order than the features' index. If the index counts, "
+            "give labels.loc[features.index]; if the rows stand in one order already, labels.to_numpy()."
+        )
 
 
 def _one_of(arrays: dict[str, NDArray[Any]], names: Sequence[str], path: Path, held: list[str]) -> NDArray[Any]:
@@ -307,15 +356,16 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
     import numpy as np
     import pandas as pd
 
+    _check_order(name, examples, labels)
     images: Any = None
     features = None
     if isinstance(examples, list | tuple) and len(examples) and np.ndim(examples[0]) == 3:
         images = [np.asarray(image) for image in examples]  # sizes may differ
     else:
         try:
-            array = np.asarray(examples)
-        except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths; a tensor with a gradient
-            raise UserError(f"{name} returned what is no array: {first_line(error)}") from error
+            array = _plain(examples, float)
+        except UserError as error:
+            raise UserError(f"{name} returned what is no array: {error}.") from error
         if array.ndim not in (2, 3, 4) or (array.ndim == 4 and array.dtype != np.uint8):
             raise UserError(
                 f"{name} returned {array.dtype} {array.shape}; allowed: images, uint8 (N, H, W) or (N, H, W, 3), or "
@@ -325,7 +375,10 @@ def _from_pair(name: str, examples: Any, labels: Any) -> LabelledData:
             images = Pixels(array)
         else:
             features = array
-    classes = np.asarray(labels)
+    try:
+        classes = _plain(labels, str) if np.ndim(labels) else np.asarray(labels)
+    except ValueError as error:  # rows of different lengths, or what `_plain` refuses
+        raise UserError(f"{name} returned labels that are no array: {first_line(error).rstrip('.')}.") from error
     if classes.ndim != 1:
         raise UserError(f"{name} returned labels of shape {classes.shape}; they must be (N,).")
     missing = int(np.sum(pd.isna(classes)))
