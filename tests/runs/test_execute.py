@@ -138,6 +138,7 @@ def test_the_code_of_runs_is_that_of_methods_data_and_tasks(tmp_path, monkeypatc
         digests.append(measure.code("probe"))
     assert len(set(digests)) == 5
     (tmp_path / "site/four.py").write_text("changed")
+    (tmp_path / "data/.#two.py").symlink_to("user@host.1234")  # an editor's lock
     assert measure.code("probe") == digests[-1]
 
 
