@@ -94,6 +94,7 @@ def truncate(folder, count):
         (["show", "moment-probes"], "Unknown paper 'moment-probes'. Did you mean 'moment-probing'"),
         (["reproduce", "lokki"], "Unknown paper 'lokki'. Did you mean 'loki'"),
         (["reproduce"], "Name one or more papers, or --all"),
+        (["reproduce", "--all", "moment-probing"], "Name papers or --all, not both"),
         (["leaderboard", "probes"], "Unknown task 'probes'. Did you mean 'probe'?"),
         (["leaderboard", "probe", "--setting", "standrad"], "Did you mean 'standard'?"),
         (probe(data="cifar"), "Unknown data set 'cifar'. Did you mean 'cifar10'"),

@@ -22,7 +22,11 @@ Examples:
   papers try probe --setting label-efficiency --budget full""",
 )
 @click.argument("task")
-@click.option("--data", help="A data set by name (`papers data`), a path, or package.module:function.")
+@click.option(
+    "--data",
+    help="A data set by name (`papers data`); the path of a folder of images, a .csv, .tsv or .parquet table, an .npz "
+    "of arrays or a text, as the task needs; or package.module:function.",
+)
 @click.option("--label", default="label", show_default=True, help="The label column of a table.")
 @click.option("--model", help="A model by name (`papers models`), a path, or package.module:function.")
 @click.option("--setting", default="standard", show_default=True, help="A regime of the task (`papers tasks`).")
@@ -30,6 +34,8 @@ Examples:
 @run_options
 def try_(task: str, entries: str | None, **options: Any) -> None:
     """Measure which methods help on your data. Runs the entries of a TASK and prints the leaderboard.
+
+    TASK is a name (`papers tasks`), or package.module:task of your own.
 
     Finished runs are kept at once; the same command again runs only what is missing or has failed.
     """
@@ -49,9 +55,9 @@ def try_(task: str, entries: str | None, **options: Any) -> None:
 
 @click.command(epilog="Example:  papers leaderboard probe --setting label-efficiency")
 @click.argument("task")
-@click.option("--setting", help="Only this setting.")
+@click.option("--setting", help="Only this setting (`papers tasks`).")
 @click.option("--data", help="Only this data set.")
-@click.option("--metric", help="Rank by this metric.")
+@click.option("--metric", help="Rank by this metric, a column of the leaderboard.")
 @store_option
 def leaderboard(task: str, setting: str | None, data: str | None, metric: str | None, store: str | None) -> None:
     """Print the leaderboards of a TASK from saved runs."""
@@ -99,7 +105,8 @@ def reproduce(slugs: tuple[str, ...], everything: bool, data: str | None, markdo
     from workingpapers.runs.reproduce import reproduce as run
 
     if everything == bool(slugs):
-        raise UserError("Name one or more papers, or --all: `papers reproduce moment-probing`.")
+        both = "Name papers or --all, not both" if everything else "Name one or more papers, or --all"
+        raise UserError(f"{both}: `papers reproduce moment-probing`.")
     cards = list(load_catalogue().values()) if everything else [paper(slug) for slug in slugs]
     with Live() as live, remarks() as said:
         found = run(cards, data=data, only_entered=everything, listen=live.update, **options)
