@@ -366,6 +366,8 @@ def test_searches_are_refreshed(monkeypatch):
     ids, options = tokens(1, 30), {"max_new_tokens": 12, "do_sample": False}
     lengths = searches(monkeypatch, lambda: model.generate(ids, **options))
     assert lengths == [30, 31, 35, 39]  # the prompt, then every fourth token up to the 41st, the last that is read
+    with torch.autocast("cpu", torch.bfloat16):
+        assert searches(monkeypatch, lambda: model.generate(ids, **options)) == lengths
     beams = searches(monkeypatch, lambda: model.generate(ids, num_beams=2, **options))
     assert beams == list(range(30, 42)), "a beam search reorders the cache"
 

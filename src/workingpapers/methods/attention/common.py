@@ -192,7 +192,8 @@ class Attention(Protocol):
             key_mask: (B, length) boolean, False for padding, or None when nothing is padded; `length` counts every
                 token so far, which is T_k unless the cache dropped some.
             module: the attention layer; `module.layer_idx` is its number.
-            kwargs: what else the layer got, `position_ids` (B or 1, T_q) among it.
+            kwargs: what else the layer got, `position_ids` (B or 1, T_q) among it; and `held_keys`, what the cache
+                holds: k itself or, under autocast, what k was rounded from.
         """
         ...
 

@@ -373,6 +373,7 @@ def _attention(
     dense_layers: int,
     refresh_interval: int,
     hip_memory: dict[int, _Found],
+    held_keys: Tensor,
     **kwargs: Any,
 ) -> Tensor:
     layer = module.layer_idx
@@ -388,7 +389,7 @@ def _attention(
         age, found = last.age + 1, last.blocks
     else:
         age, found = 0, [hip.search(q[row], k[row, :, keys]) for row, _, keys in pieces]
-    hip_memory[layer] = _Found(weakref.ref(k), age, starts, found)
+    hip_memory[layer] = _Found(weakref.ref(held_keys), age, starts, found)
     out = unseen(q, v)[0]
     for (row, _, keys), blocks in zip(pieces, found, strict=True):
         out[row] = hip.attend(q[row], k[row, :, keys], v[row, :, keys], blocks, scale=scale, age=age)[0]

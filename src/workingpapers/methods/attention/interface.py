@@ -97,10 +97,11 @@ class Applied:
             raise ValueError(f"{name} takes a padding mask (B, T); got {tuple(attention_mask.shape)}")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         device = query.device.type
-        mixed = torch.is_autocast_enabled(device)
+        mixed, held = torch.is_autocast_enabled(device), key
         if mixed:  # inputs are rounded as SDPA's are; what a function computes in float32 must not be
             query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
         check_inputs(query, key, value)
+        kwargs["held_keys"] = held
         with torch.autocast(device, enabled=False) if mixed else nullcontext():
             out = self.attention(query, key, value, scale=scale, key_mask=attention_mask, module=module, **kwargs)
         return out.transpose(1, 2).contiguous(), None
