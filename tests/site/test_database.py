@@ -33,7 +33,7 @@ def indexes(engine):
 def test_a_database_of_the_first_version_is_brought_up_to_date(database):
     new = indexes(database)
     with writing(database) as connection:
-        for name in ("ix_papers_source", "papers_changed", "outbox_due", "outbox_created"):
+        for name in ("ix_papers_source", "papers_changed", "outbox_due", "outbox_created", "papers_with_code"):
             connection.execute(text(f"DROP INDEX {name}"))
         connection.execute(text("CREATE INDEX ix_papers_year ON papers (year)"))
         connection.execute(text("CREATE INDEX ix_outbox_state ON outbox (state)"))

@@ -57,9 +57,21 @@ def _index_outbox(connection: Connection) -> None:
     connection.execute(text("CREATE INDEX IF NOT EXISTS outbox_created ON outbox (created)"))
 
 
+def _index_code(connection: Connection) -> None:
+    """The latest papers with code, and how many there are, are known without reading all (see `search.filters`)."""
+    connection.execute(
+        text("CREATE INDEX IF NOT EXISTS papers_with_code ON papers (year, published, id) WHERE code <> ''")
+    )
+
+
 # One function per version, from an empty database on; what has been released is never changed, only added to. The first
 # makes the schema as it is today, so that a later one may find its work done.
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (metadata.create_all, _index_papers, _index_outbox)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    metadata.create_all,
+    _index_papers,
+    _index_outbox,
+    _index_code,
+)
 
 
 def open_database(url: str) -> Engine:

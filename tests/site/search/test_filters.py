@@ -2,7 +2,7 @@
 
 import pytest
 from papers_made import made
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from workingpapers.errors import UserError
 from workingpapers.papers.topics import load_topics
@@ -37,6 +37,19 @@ def test_what_is_excluded_is_looked_for_once_however_many_words_it_is(database):
         limits = conditions(database.dialect.name, Filters(), parse('-one -one -three -"four words"'))
         assert connection.execute(select(papers.c.id).where(*limits)).scalars().all() == [ids[1]]
         assert len(limits) == 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"task": "probe"}, {"standing": "reproduced"}, {"has": frozenset({"method"})}, {"has": frozenset({"code"})}],
+)
+def test_what_few_papers_have_is_found_without_reading_all(sqlite_database, given):
+    query = select(func.count()).select_from(papers).where(*conditions("sqlite", Filters(**given), Query()))
+    with sqlite_database.connect() as connection:
+        asked = query.compile(sqlite_database, compile_kwargs={"render_postcompile": True})
+        values = tuple(asked.params[name] for name in asked.positiontup)
+        (step,) = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}", values).all()
+    assert "USING INDEX" in step.detail
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, literal_column, select
 
 from workingpapers.errors import unknown_name
 from workingpapers.papers.catalogue import load_catalogue
@@ -95,7 +95,7 @@ def _of_filters(dialect: str, filters: Filters) -> Iterator[ColumnElement[bool]]
     if "method" in filters.has:
         yield papers.c.has_method
     if "code" in filters.has:
-        yield papers.c.code != ""
+        yield papers.c.code != literal_column("''")  # a parameter might be anything, to which an index is no answer
     if words := split(filters.venue or ""):
         yield fulltext.holding(dialect, [[Term((tuple(words),), "venue")]])
 
