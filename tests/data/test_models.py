@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -439,7 +440,12 @@ def test_the_code_of_a_function_is_in_the_fingerprint(tmp_path, monkeypatch):
 # Names that lead nowhere
 
 
-def test_unknown_names():
+def test_unknown_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("weights").mkdir()
+    Path("weights/resnet.pt").touch()
+    with pytest.raises(UserError, match=r"'weights/resnet\.pt' is a file; allowed: a folder"):  # no name of the hub
+        load_model("weights/resnet.pt")
     with pytest.raises(UserError, match="Did you mean 'efficientnet-lite0'"):
         load_model("efficientnet-lite")
     with pytest.raises(UserError, match="no such folder"):

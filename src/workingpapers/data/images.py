@@ -196,7 +196,8 @@ class Masks(Lazy):
             return np.zeros(self.sizes[index], dtype=bool)
         with _opened(file) as image:  # small numbers of 16 bits would vanish in the 8 of RGB
             pixels = np.asarray(image if image.mode.startswith("I") else _rgb(image, "black"))
-        return pixels.reshape(*pixels.shape[:2], -1).any(axis=2)
+        mask: NDArray[np.bool_] = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) > 0
+        return mask
 
 
 def inspect(

@@ -111,8 +111,11 @@ def load_model(name: str | os.PathLike[str]) -> Backbone:
         return cast(Backbone, import_object("model", MODELS[name].load)())
     if name.startswith(("timm:", "timm/")):
         return _timm(name)
-    if name and (path := user_path(name)).is_dir():
+    path = user_path(name)
+    if name and path.is_dir():
         return _transformers(name, str(path))
+    if path.is_file():
+        raise UserError(f"Model {name!r} is a file; allowed: a folder with config.json and weights. {FORMS}")
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         return _own(name)
     if name.startswith(("/", "./", "../", "~")):
