@@ -281,8 +281,10 @@ def test_other_refusals(llama):
     prompts = prompts_of((3, 2))
     with pytest.raises(ValueError, match="num_beams is 2"):
         generate(llama, prompts, num_beams=2)
-    with pytest.raises(ValueError, match="input_ids come from the prompts"):
-        generate(llama, prompts, input_ids=torch.tensor([[1]]))
+    for name in ("input_ids", "inputs_embeds", "position_ids", "past_key_values"):
+        with pytest.raises(ValueError, match=f"{name} come from the prompts"):
+            generate(llama, prompts, **{name: torch.tensor([[1]])})
+    assert torch.equal(prefill(llama, iter(prompts)).logits, prefill(llama, prompts).logits)  # nothing is read twice
     with pytest.raises(ValueError, match=r"token ids must be whole numbers; got torch\.float32"):
         prefill(llama, [[3, 4], [1.5, 2.0]])
     for run in (prefill, generate):

@@ -212,6 +212,9 @@ _NEEDED = {
     "prompt_lookup_num_tokens": None,
 }
 
+# What the prompts make, `cache` also by its former name.
+_MADE_HERE = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache", "past_key_values"}
+
 
 def _refuse_options(model: Any, options: dict[str, Any]) -> None:
     config = options.get("generation_config") or model.generation_config
@@ -221,7 +224,7 @@ def _refuse_options(model: Any, options: dict[str, Any]) -> None:
         if value not in (None, needed):
             shown = value if isinstance(value, (int, str)) else f"a {type(value).__name__}"
             raise ValueError(f"{name} is {shown}; with a packed first pass it must be {needed}")
-    made_here = sorted({"input_ids", "attention_mask", "cache"} & set(options))
+    made_here = sorted(_MADE_HERE & set(options))
     if made_here:
         raise ValueError(f"{', '.join(made_here)} come from the prompts; leave them out")
 
@@ -237,11 +240,12 @@ def naive_prefill(model: Any, prompts: Sequence[Prompt], tokenizer: Any = None) 
 def _token_ids(prompts: Sequence[Prompt], tokenizer: Any) -> list[Any]:
     if isinstance(prompts, str):
         raise ValueError("prompts is one text; give a list of them")
+    prompts = list(prompts)
     if not any(isinstance(p, str) for p in prompts):
-        return list(prompts)
+        return prompts
     if tokenizer is None:
         raise ValueError("prompts are texts; give the tokenizer too, or token ids")
-    return list(tokenizer(list(prompts))["input_ids"])
+    return list(tokenizer(prompts)["input_ids"])
 
 
 def _pad_token_id(model: Any, tokenizer: Any) -> int:
