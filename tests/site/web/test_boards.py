@@ -67,6 +67,16 @@ def test_other_conditions_are_told_apart_and_without_a_model_name_none(world, cl
     assert [one["model"] for one in listed] == ["", ""]
 
 
+def test_a_papers_leaderboards_are_told_apart(world, client, tmp_path, monkeypatch):
+    run, store = demo.run("moment-probing", 0), Store(str(tmp_path / "runs.sqlite"))
+    for one in (run, replace(run, key="x", model="vit", model_fingerprint="x"), replace(run, key="y", budget="full")):
+        store.save(one)
+    monkeypatch.setattr(world.app.state.measured, "now", Measured(store).now)
+    text = client.get("/papers/moment-probing?boards=kept").text
+    for said in ("openmoji, quick budget", "openmoji, vit, quick budget", "openmoji, full budget"):
+        assert f", on {said}</a>" in text
+
+
 def test_every_column_has_its_unit_and_something_in_it(client, names):
     text = client.get(f"/leaderboards/{names['standardope']}").text
     heads = re.findall(r"<th scope=.col.[^>]*>(.*?)</th>", text)
