@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, clone
 
 from workingpapers.methods.recommenders.options import MergedOptions, as_json, check_options, check_types
@@ -56,6 +57,7 @@ def typed(
     sizes: Sequence[int] = (),
     kinds: Mapping[str, str] | None = None,
     mode: Literal["mean", "median"] = "mean",
+    vectors: ArrayLike | None = None,
     anything: Any = None,
 ):
     """Give options of every type."""
@@ -76,6 +78,7 @@ def typed(
         ({"kinds": ["a"]}, r"kinds is \['a'\]; it must be a dict or None"),
         ({"mode": "medan"}, "Unknown mode 'medan'. Did you mean 'median'"),
         ({"mode": 3}, "mode is 3; it must be one of 'mean', 'median'"),
+        ({"vectors": {1}}, r"vectors is \{1\}; it must be an array or None$"),
     ],
 )
 def test_values_of_a_wrong_type_are_named(given, message):

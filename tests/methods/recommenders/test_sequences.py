@@ -212,6 +212,19 @@ def test_ranks_among_some_items_are_those_of_a_catalogue_without_the_others():
     assert model.ranks([], np.zeros(0, np.int64)).shape == (0,)
 
 
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([6], "targets hold positions 6 to 6; the items are 0 to 5"),
+        ([-5], "targets hold positions -5 to -5"),  # which numpy would count from the end
+        ([2, 3], r"targets have shape \(2,\); 1 histories need one each"),
+    ],
+)
+def test_bad_targets_are_named(targets, message):
+    with pytest.raises(ValueError, match=message):
+        Next().fit(log_of([0, 1, 2], items=6)).ranks([np.array([0])], np.array(targets))
+
+
 def test_scores_that_are_no_numbers_are_refused():
     class Broken(Next):
         def _scores(self, histories):

@@ -11,6 +11,7 @@ from types import NoneType, SimpleNamespace, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from workingpapers.errors import unknown_name
 
@@ -94,7 +95,9 @@ def _fits(value: Any, hint: Any) -> bool:
 def _said(hint: Any) -> str:
     kind, parts = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
-        return " or ".join(map(_said, parts))
+        arrays = set(get_args(ArrayLike))
+        others = [_said(part) for part in parts if part not in arrays]
+        return " or ".join(["an array", *others] if arrays <= set(parts) else map(_said, parts))
     if kind is Literal:
         return f"one of {', '.join(map(repr, parts))}"
     if kind in (tuple, Sequence):

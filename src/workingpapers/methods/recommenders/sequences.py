@@ -361,7 +361,15 @@ class SequenceRecommender(BaseEstimator):
             histories: as `score` takes them.
             targets: what came next.
             among: (V,) the items to rank, the targets among them; all if None.
+
+        Raises:
+            ValueError: not one target for each history, or one that is not among the items; and as `score`.
         """
+        given, last = np.asarray(targets), len(self.items_) - 1
+        if given.shape != (len(histories),):
+            raise ValueError(f"targets have shape {given.shape}; {len(histories)} histories need one each")
+        if len(given) and not 0 <= given.min() <= given.max() <= last:
+            raise ValueError(f"targets hold positions {given.min()} to {given.max()}; the items are 0 to {last}")
         kept = np.ones(len(self.items_), bool) if among is None else among
         if not kept[targets].all():
             raise ValueError("a target is not among the items to rank")
