@@ -297,6 +297,8 @@ def test_classifier_learns_digits_and_embeds_on_the_sphere():
     logits = 20 * embeddings @ F.normalize(head.weight).detach().cpu().numpy().T
     np.testing.assert_allclose(logits, classifier.decision_function(X[1200:]), atol=1e-4)
     assert len(classifier.get_feature_names_out()) == classifier.transform(X[:2]).shape[1]
+    with pytest.raises(NotFittedError):
+        HypersphericalClassifier().get_feature_names_out()
 
 
 # Bad input

@@ -81,7 +81,7 @@ class HeadClassifier(ClassifierMixin, BaseEstimator):
             ValueError: features that are not finite, lengths that differ, fewer than two classes, an option out of
                 range, or a loss that is no longer finite.
         """
-        vars(self).pop("module_", None)  # a fit that fails leaves nothing fitted
+        self.__dict__.pop("module_", None)  # a fit that fails leaves nothing fitted
         for name in ("max_epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:

@@ -209,7 +209,7 @@ class HypersphericalClassifier(ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
     @property
     def _n_features_out(self) -> int:
-        return self.embedding_dim
+        return self.module_.get_parameter("0.bias").numel()
 
 
 class PrototypeClassifier(ClassifierMixin, BaseEstimator):
@@ -248,7 +248,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):
             ValueError: one class only, values that are not finite, an option outside its range, or (cosine) a class
                 whose unit embeddings sum to zero.
         """
-        vars(self).pop("classes_", None)  # a fit that fails leaves nothing fitted
+        self.__dict__.pop("classes_", None)  # a fit that fails leaves nothing fitted
         self.partial_fit(X, y)
         if len(self.classes_) < 2:
             raise ValueError(f"PrototypeClassifier needs at least two classes; y holds one class: {self.classes_[0]}")

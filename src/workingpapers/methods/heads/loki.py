@@ -18,7 +18,6 @@ theory of locus covers, the selection of the next class), and the authors' publi
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -181,7 +180,7 @@ class LokiClassifier(ClassifierMixin, BaseEstimator):
         self.decoder_ = FrechetMeanDecoder(distances, observed, power=self.power, temperature=self.temperature)
         self.estimator_, self.classes_, self.observed_ = estimator, labels, observed
         shared = (name for name in ("n_features_in_", "feature_names_in_") if hasattr(estimator, name))
-        vars(self).update({name: getattr(estimator, name) for name in shared})
+        self.__dict__.update({name: getattr(estimator, name) for name in shared})
         return self
 
     def scores(self, X: Any) -> NDArray[np.float64]:
@@ -231,10 +230,10 @@ def distances_from_graph(graph: Any, labels: Sequence[Hashable] | None = None) -
     index = _positions(names)  # the labels come first
     lengths: dict[tuple[int, int], float] = {}
     for u, v, length in edges:
-        if not (isinstance(length, Real) and 0 < length < np.inf):
+        if not (isinstance(length, int | float | np.number) and 0 < length < np.inf):
             raise ValueError(f"edge lengths must be positive and finite; {u!r} to {v!r} has {length!r}")
         i, j = sorted((index.setdefault(u, len(index)), index.setdefault(v, len(index))))
-        lengths[i, j] = min(length, lengths.get((i, j), np.inf))  # scipy would add parallel edges up
+        lengths[i, j] = min(float(length), lengths.get((i, j), np.inf))  # scipy would add parallel edges up
     ends = np.array(list(lengths), dtype=int).reshape(-1, 2).T
     adjacency = coo_array((list(lengths.values()), ends), shape=(len(index), len(index)), dtype=float).tocsr()
     rows = range(len(names))

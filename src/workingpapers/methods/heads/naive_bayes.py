@@ -68,7 +68,7 @@ class TiedGaussianNB(ClassifierMixin, BaseEstimator):
             ValueError: fewer than two classes, values that are not finite, or an option outside its range.
         """
         for name in ("classes_", "coef_"):  # a fit that fails leaves nothing fitted
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         return self.partial_fit(X, y, classes=y, sample_weight=sample_weight)
 
     def partial_fit(
