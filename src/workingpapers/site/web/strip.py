@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from workingpapers.runs.claims import Finding
 from workingpapers.runs.leaderboard import seed_values
+from workingpapers.tasks.protocol import Metric
 from workingpapers.terminal import interval
 
 _WIDTH, _HEIGHT, _MIDDLE = 340, 74, 34
@@ -26,16 +27,11 @@ def difference_strip(finding: Finding) -> Markup:
 
     The axis points to the better side, whichever direction the metric has; ticks are the differences of single seeds.
     """
-    metric, difference, board = finding.metric, finding.difference, finding.board
-    if metric is None or difference is None or board is None or finding.claim.check is None:
+    metric, difference = finding.metric, finding.difference
+    if metric is None or difference is None:
         return Markup()
-    check = finding.claim.check
     sign = 1.0 if metric.higher_is_better else -1.0
-    ours, theirs = (
-        seed_values((run for run in board.runs if run.entry == name), metric.name)
-        for name in (check.entry, check.versus or board.setting.baseline)
-    )
-    seeds = [sign * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    seeds = [sign * value for value in _of_seeds(finding, metric)]
     half = difference.half if math.isfinite(difference.half) else 0.0
     mean = sign * difference.mean
     reach = 1.15 * max(
@@ -72,3 +68,15 @@ def difference_strip(finding: Finding) -> Markup:
     )
     parts.append(Markup('<text x="{}" y="71" class="middle">0</text></svg>').format(x(0)))
     return Markup("").join(parts)
+
+
+def _of_seeds(finding: Finding, metric: Metric) -> list[float]:
+    """Return the difference of each seed that both entries have."""
+    board, check = finding.board, finding.claim.check
+    if board is None or check is None:
+        return []
+    ours, theirs = (
+        seed_values((run for run in board.runs if run.entry == name), metric.name)
+        for name in (check.entry, check.versus or board.setting.baseline)
+    )
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
