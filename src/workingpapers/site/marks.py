@@ -10,8 +10,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, select, update
+from sqlalchemy import Column, ColumnElement, Connection, Table, delete, func, select, update
 
 from workingpapers.errors import UserError
 from workingpapers.site.database import inserting
@@ -55,6 +56,11 @@ def withdraw_vote(connection: Connection, user: int, paper: int) -> None:
     voted_at = connection.execute(gone).scalar_one_or_none()
     if voted_at is not None:
         _count_vote(connection, paper, -1, voted_at)
+
+
+def voted(connection: Connection, user: int, page: int, size: int) -> tuple[list[int], int]:
+    """Return a page of the papers that a person voted for, the last first, as ids and the number in all."""
+    return _page(connection, votes.c.at, votes.c.user_id == user, page, size)
 
 
 def clean_tag(text: str) -> str:
@@ -134,15 +140,12 @@ def kept(connection: Connection, user: int, read: bool | None, page: int, size: 
     mine = library.c.user_id == user
     if read is not None:
         mine &= library.c.read == read
-    ordered = select(library.c.paper_id).where(mine).order_by(library.c.at.desc(), library.c.paper_id.desc())
-    return _page(connection, ordered.limit(size).offset((page - 1) * size), select(func.count()).where(mine))
+    return _page(connection, library.c.at, mine, page, size)
 
 
 def tagged(connection: Connection, user: int, tag: str, page: int, size: int = 20) -> tuple[list[int], int]:
     """Return a page of the papers with a tag, the latest first, as ids and the number in all."""
-    mine = (tags.c.user_id == user) & (tags.c.tag == tag)
-    ordered = select(tags.c.paper_id).where(mine).order_by(tags.c.paper_id.desc())
-    return _page(connection, ordered.limit(size).offset((page - 1) * size), select(func.count()).where(mine))
+    return _page(connection, tags.c.paper_id, (tags.c.user_id == user) & (tags.c.tag == tag), page, size)
 
 
 def marks_on(connection: Connection, user: int, ids: Sequence[int]) -> dict[int, Marks]:
@@ -193,12 +196,17 @@ def _count_vote(connection: Connection, paper: int, amount: int, at: float) -> N
     record_all(connection, [Signal(paper, "vote", amount, day_of(at).isoformat())])
 
 
-def _bound(connection: Connection, table: Table, mine: object, most: int, what: str) -> None:
-    number = connection.execute(select(func.count()).select_from(table).where(mine)).scalar_one()  # type: ignore[arg-type]
+def _bound(connection: Connection, table: Table, mine: ColumnElement[bool], most: int, what: str) -> None:
+    number = connection.execute(select(func.count()).select_from(table).where(mine)).scalar_one()
     if number >= most:
         raise UserError(f"There can be {most:,} {what}; take something out first.")
 
 
-def _page(connection: Connection, ordered: object, counted: object) -> tuple[list[int], int]:
-    ids = list(connection.execute(ordered).scalars())  # type: ignore[call-overload]
-    return ids, connection.execute(counted).scalar_one()  # type: ignore[call-overload]
+def _page(
+    connection: Connection, latest: Column[Any], mine: ColumnElement[bool], page: int, size: int
+) -> tuple[list[int], int]:
+    """Return a page of papers and their number in all, those with the largest value of a column first."""
+    paper = latest.table.c.paper_id
+    chosen = select(paper).where(mine).order_by(latest.desc(), paper.desc())
+    ids = connection.execute(chosen.limit(size).offset((page - 1) * size)).scalars()
+    return list(ids), connection.execute(select(func.count()).where(mine)).scalar_one()

@@ -12,12 +12,11 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection
 
 from workingpapers.site import marks, people
 from workingpapers.site.database import writing
 from workingpapers.site.papers import by_ids, by_slug
-from workingpapers.site.schema import votes
 from workingpapers.site.web.api_examples import PAPER
 from workingpapers.site.web.api_models import Paper
 from workingpapers.site.web.api_shared import REFUSED, Owner
@@ -152,11 +151,8 @@ def marks_on_paper(request: Request, user: Owner, slug: Slug) -> Marks:
 @router.get("/votes")
 def voted(request: Request, user: Owner, page: PageNumber = 1, size: Size = 20) -> MarkedPapers:
     """Return the papers one voted for, the last first."""
-    mine = votes.c.user_id == user.id
-    ordered = select(votes.c.paper_id).where(mine).order_by(votes.c.at.desc(), votes.c.paper_id.desc())
     with request.app.state.engine.connect() as connection:
-        ids = list(connection.execute(ordered.limit(size).offset((page - 1) * size)).scalars())
-        total = connection.execute(select(func.count()).where(mine)).scalar_one()
+        ids, total = marks.voted(connection, user.id, page, size)
         return _marked(connection, request, user.id, ids, total, page, size)
 
 
