@@ -226,7 +226,8 @@ def test_nothing_is_transferred_to_pictures_that_were_trained_on(data, transfers
     from workingpapers.data.datasets import load_dataset
 
     monkeypatch.setattr("workingpapers.tasks.probe.examples.load_dataset", lambda *_, **__: load_dataset("digits"))
-    problem = embeddings.load(Conditions("probe", "representation", data, ""), 0)
+    where = Conditions("probe", "representation", data, "")
+    problem = embeddings.load(where, 0, embeddings.prepare(where))
     assert problem.transfers == transfers
     monkeypatch.setattr(embeddings, "_transfer", lambda network, seed: 12.0)
     head = nn.Linear(embeddings.WIDTH, problem.train.classes)

@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toytask
-from sklearn.linear_model import LogisticRegression
-from sklearn.svm import LinearSVC
 
 from workingpapers.errors import UserError
 from workingpapers.tasks import protocol
@@ -18,8 +16,6 @@ from workingpapers.tasks.protocol import (
     Context,
     Entry,
     Task,
-    check_returned,
-    checked_probabilities,
     load_task,
     task_names,
 )
@@ -197,42 +193,6 @@ def test_a_model_that_data_of_features_do_not_need_is_said_to_be_unused(task, tm
         assert [remark for remark in remarks if "model" in remark] == said
 
 
-@pytest.mark.parametrize(
-    ("returned", "said"),
-    [
-        (None, "None"),
-        (LinearSVC(), "a LinearSVC, which has no 'predict_proba'"),
-        (LogisticRegression(), "a LogisticRegression, which has no 'classes_'"),  # not fitted
-        (LogisticRegression, "the class LogisticRegression, which has no 'classes_'"),
-    ],
-)
-def test_what_an_entry_returns_must_have_what_the_task_uses(returned, said):
-    with pytest.raises(UserError) as caught:
-        check_returned(returned, "a fitted classifier", "predict_proba", "classes_")
-    expected = f"The entry returned {said}; it must return a fitted classifier with predict_proba and classes_."
-    assert str(caught.value) == expected
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (np.full((3, 1), 0.5), r"shape \(3, 1\); needed: \(3, 2\)"),
-        (np.full((1, 2), 0.5), r"shape \(1, 2\)"),
-        (np.full(2, 0.5), r"shape \(2,\)"),
-        (None, r"shape \(\)"),
-        ([[0.5, 0.5], [0.5, np.nan], [0.5, 0.5]], "returned nan; probabilities are from 0 to 1"),
-        ([[0.5, 0.5], [-2.5, 3.5], [0.5, 0.5]], "returned -2.5; probabilities"),
-        ([[0.5, 0.5], [0.9, 0.9], [0.5, 0.5]], "a row that sums to 1.8"),
-        (np.zeros((3, 2), int), "a row that sums to 0"),
-    ],
-)
-def test_what_are_no_probabilities_are_refused(given, said):
-    with pytest.raises(UserError, match=said):
-        checked_probabilities(given, (3, 2))
-    rounded = np.array([[2, 1], [1, 0], [0.1, 0.9]], np.float16) / np.array([[3], [1], [1]], np.float16)
-    assert checked_probabilities(rounded.tolist(), (3, 2)).tolist() == rounded.tolist()
-
-
 @pytest.mark.parametrize("task", ["probe", "anomaly"])
 @pytest.mark.parametrize(
     ("needs", "said"),
@@ -248,3 +208,34 @@ def test_an_entry_on_features_needs_one_view(task, needs, said):
     with pytest.raises(UserError) as caught:
         chosen.prepare(Conditions(task, "standard", "digits", "pixels"), [wrong])
     assert said in str(caught.value)
+
+
+CHANGING = """
+import numpy as np, pandas as pd
+rng = np.random.default_rng()  # without a seed
+users = np.repeat(np.arange(30), 10)
+def features(): return rng.normal(size=(300, 4)), np.arange(300) % 2
+def images(): return rng.integers(0, 255, (300, 8, 8), dtype=np.uint8), np.arange(300) % 2
+def clicks(): return pd.DataFrame({"a": rng.integers(9, size=300), "label": np.arange(300) % 2})
+def log(): return pd.DataFrame({"user": users, "item": rng.integers(20, size=300), "time": np.arange(300)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("task", "setting", "function"),
+    [
+        ("probe", "standard", "features"),
+        ("probe", "representation", "images"),
+        ("ctr", "standard", "clicks"),
+        ("recommend", "standard", "log"),
+    ],
+)
+def test_data_that_change_between_runs_are_refused(task, setting, function, tmp_path, monkeypatch):
+    (tmp_path / "changing.py").write_text(CHANGING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path / "cache"))
+    chosen = load_task(task).setting(setting)
+    where, entry = Conditions(task, setting, f"changing:{function}", chosen.model), load_task(task).select(setting)[0]
+    with pytest.raises(UserError, match=f"changing:{function} holds other data than when it was prepared"):
+        chosen.load(where, entry, 0, chosen.prepare(where, [entry]))
+    sys.modules.pop("changing")

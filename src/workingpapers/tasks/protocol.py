@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from workingpapers.errors import UserError, import_object, unknown_name
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from workingpapers.data.types import Backbone, LabelledData
 
 Fit = Callable[..., Any]
@@ -194,6 +192,18 @@ class Prepared:
     model: Backbone | None = None
     left_out: tuple[str, ...] = ()
 
+    def check_data(self, name: str, fingerprint: str) -> None:
+        """Refuse data that a run finds, by their fingerprint, to be others than those that were prepared.
+
+        Raises:
+            UserError: entries would be compared on different data.
+        """
+        if fingerprint != self.data_fingerprint:
+            raise UserError(
+                f"{name} holds other data than when it was prepared. Files must stay as they are while entries run; a "
+                "function must return the same each time: give a seed to whatever is random in it."
+            )
+
 
 class Task:
     """A protocol with its settings and entries.
@@ -275,11 +285,11 @@ class Task:
 
 @functools.cache
 def task_names() -> tuple[str, ...]:
-    """Return the name of every task: one per module or folder of this package, but for this module."""
+    """Return the name of every task: one per module or folder of this package, but for what tasks share."""
     import workingpapers.tasks as package
 
     names = [module.name.replace("_", "-") for module in pkgutil.iter_modules(package.__path__)]
-    return tuple(name for name in names if name != "protocol")
+    return tuple(name for name in names if name not in ("protocol", "returned"))
 
 
 @functools.cache
@@ -354,45 +364,3 @@ def views_of(entries: Iterable[Entry], known: Iterable[str]) -> list[str]:
         if entry.needs[0] not in known:
             raise unknown_name("need", entry.needs[0], known, of=f"entry {entry.name}")
     return list(dict.fromkeys(entry.needs[0] for entry in entries))
-
-
-def check_returned(found: object, what: str, *names: str) -> None:
-    """Refuse what an entry returned if it lacks what the task is about to use.
-
-    Args:
-        found: what the entry returned.
-        what: what it must return, "a fitted classifier".
-        names: attributes that it must have.
-
-    Raises:
-        UserError: says what was returned, the first attribute that it lacks, and what is needed.
-    """
-    missing = [name for name in names if not hasattr(found, name)]
-    if missing:
-        kind = f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
-        given = "None" if found is None else f"{kind}, which has no {missing[0]!r}"
-        raise UserError(f"The entry returned {given}; it must return {what} with {' and '.join(names)}.")
-
-
-def checked_probabilities(found: Any, shape: tuple[int, int]) -> NDArray[Any]:
-    """Return the probabilities (N, K) that an entry's classifier gave.
-
-    Raises:
-        UserError: another shape, a value outside 0 to 1, NaN included, or a row that does not sum to 1.
-    """
-    import numpy as np
-
-    given = np.asarray(found)
-    if given.shape != shape:
-        raise UserError(
-            f"predict_proba returned an array of shape {given.shape}; needed: {shape}, a row for each example and a "
-            "column for each class."
-        )
-    bad = given[~((given >= -0.001) & (given <= 1.001))]  # so much may be rounding in half precision
-    if bad.size:
-        raise UserError(f"predict_proba returned {bad[0]}; probabilities are from 0 to 1.")
-    sums = given.sum(axis=1, dtype=np.float64)
-    worst = sums[np.abs(sums - 1).argmax()]
-    if abs(worst - 1) > 0.01:
-        raise UserError(f"predict_proba returned a row that sums to {worst:.4g}; the sum over the classes must be 1.")
-    return given

@@ -21,11 +21,11 @@ from workingpapers.tasks.protocol import (
     Conditions,
     Entry,
     Prepared,
-    check_returned,
     load_task,
     prepared_features,
     views_of,
 )
+from workingpapers.tasks.returned import check_returned
 
 FOLDS = 5  # for the scores that normal images get from detectors that have not seen them
 FEWEST = 5  # training images: four for a seed, of which three remain when one is left out
@@ -211,8 +211,13 @@ def features(data: LabelledData, backbone: Backbone | None, need: str) -> list[N
 
 
 def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
-    """Draw a seed's training and held-back parts: the budget's number, at most four fifths of each, so seeds differ."""
+    """Draw a seed's training and held-back parts: the budget's number, at most four fifths of each, so seeds differ.
+
+    Raises:
+        UserError: the data are others than those that were prepared.
+    """
     data, masks, _ = pool(conditions)
+    prepared.check_data(data.name, data.fingerprint)
     assert data.part is not None
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     rng = np.random.default_rng([seed, 1])

@@ -20,10 +20,9 @@ from workingpapers.tasks.protocol import (
     Conditions,
     Context,
     Prepared,
-    check_returned,
-    checked_probabilities,
     load_task,
 )
+from workingpapers.tasks.returned import check_returned, checked_probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +98,7 @@ def prepare(conditions: Conditions) -> Prepared:
     from workingpapers.methods.recommenders.schema import Schema
 
     data = load_impressions(conditions.data, label=conditions.label)
-    problem = load(conditions, 0)
+    problem = load(conditions, 0, Prepared(data.fingerprint, ""))
     remarks = list(data.remarks)
     try:
         Schema.fit([problem.train.table], kinds=problem.train.kinds).encode(problem.table)
@@ -133,14 +132,21 @@ def _counted_by_ray(data: Impressions, train: Examples) -> str:
     )
 
 
-def load(conditions: Conditions, seed: int) -> Problem:
+def load(conditions: Conditions, seed: int, prepared: Prepared | None = None) -> Problem:
     """Draw a seed's training and held-back rows.
 
+    Args:
+        conditions: which impressions, which budget.
+        seed: of what is drawn.
+        prepared: tells whether they are still those that were prepared; None does not ask.
+
     Raises:
-        UserError: too few rows of a class, no feature that is not a history, or no history or users where the setting
-            needs them.
+        UserError: other impressions than those that were prepared, too few rows of a class, no feature that is not a
+            history, or no history or users where the setting needs them.
     """
     data = load_impressions(conditions.data, label=conditions.label)
+    if prepared:
+        prepared.check_data(data.name, data.fingerprint)
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     histories = [column for column, kind in data.kinds.items() if kind.startswith("sequence")]
     if conditions.setting == "history" and not (histories and data.user):

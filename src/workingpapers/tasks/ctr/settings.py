@@ -35,7 +35,7 @@ def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
 def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     from workingpapers.tasks.ctr.examples import load
 
-    return load(conditions, seed)
+    return load(conditions, seed, prepared)
 
 
 def _load_noisy(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:

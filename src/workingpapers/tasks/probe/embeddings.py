@@ -82,8 +82,12 @@ def prepare(conditions: Conditions) -> Prepared:
     return Prepared(data.fingerprint, "", data.remarks)
 
 
-def load(conditions: Conditions, seed: int) -> ImageProblem:
-    """Draw a seed's training images and the held-back ones: official test images, or 30 % of each class."""
+def load(conditions: Conditions, seed: int, prepared: Prepared) -> ImageProblem:
+    """Draw a seed's training images and the held-back ones: official test images, or 30 % of each class.
+
+    Raises:
+        UserError: the images are others than those that were prepared.
+    """
     import numpy as np
     import torch
 
@@ -92,6 +96,7 @@ def load(conditions: Conditions, seed: int) -> ImageProblem:
     from workingpapers.tasks.protocol import load_task
 
     data = pool(conditions)
+    prepared.check_data(data.name, data.fingerprint)
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     X, y = _images(data), data.labels
     rng = np.random.default_rng([seed, 3])

@@ -20,12 +20,11 @@ from workingpapers.tasks.protocol import (
     Conditions,
     Entry,
     Prepared,
-    check_returned,
-    checked_probabilities,
     load_task,
     prepared_features,
     views_of,
 )
+from workingpapers.tasks.returned import check_returned, checked_probabilities
 
 LABELS_PER_CLASS = (2, 5, 10, 20, 50, 100, 200, 500, 1000)
 FEWEST_PER_CLASS = 5  # three to train and tune on, two to test
@@ -168,8 +167,12 @@ def load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) ->
 
     Official test examples are only ever held back. Without an official split, 30 % of each class are held back. Of
     either part a seed draws the budget's number, and never more than four fifths, so that seeds differ.
+
+    Raises:
+        UserError: the data are others than those that were prepared.
     """
     data = pool(conditions)
+    prepared.check_data(data.name, data.fingerprint)
     budget = load_task(conditions.task).setting(conditions.setting).budgets[conditions.budget]
     rng = np.random.default_rng([seed, 1])
     if data.part is None:

@@ -93,7 +93,7 @@ def _prepare_images(conditions: Conditions, entries: list[Entry]) -> Prepared:
 def _load_images(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> ImageProblem:
     from workingpapers.tasks.probe.embeddings import load
 
-    return load(conditions, seed)
+    return load(conditions, seed, prepared)
 
 
 def _novel(fit: Callable[[Any], Any], problem: ImageProblem, context: Context) -> dict[str, float]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from workingpapers.tasks.probe.baselines import tuned_logistic_regression
 from workingpapers.tasks.probe.settings import task
-from workingpapers.tasks.protocol import Conditions, Context, Entry, Prepared, check_returned
+from workingpapers.tasks.protocol import Conditions, Context, Entry, Prepared
+from workingpapers.tasks.returned import check_returned
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,8 +13,9 @@ from workingpapers.methods.recommenders.fmrlrec import FMRLRecRecommender
 from workingpapers.methods.recommenders.metrics import ndcg_at, recall_at
 from workingpapers.methods.recommenders.neural import NeuralRecommender
 from workingpapers.methods.recommenders.sequences import Log, SequenceRecommender
-from workingpapers.tasks.protocol import Context, check_returned
+from workingpapers.tasks.protocol import Context
 from workingpapers.tasks.recommend.logs import values_of
+from workingpapers.tasks.returned import check_returned
 
 RATES = (3e-3, 1e-3, 1e-2)  # learning rates, in the order in which trials take them
 BATCH = 16  # histories of a step: there are few, and steps matter more than their size

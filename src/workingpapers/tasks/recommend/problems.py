@@ -30,7 +30,7 @@ def prepare(conditions: Conditions, entries: Sequence[Entry]) -> Prepared:
     from workingpapers.tasks.recommend.language import DECODER
 
     data = load_log(conditions.data, conditions.label)
-    load(conditions, 0)
+    load(conditions, 0, Prepared(data.fingerprint, ""))
     try:
         if data.log.features is not None:
             Schema.fit([data.log.features], kinds=data.kinds, min_count=1).encode(data.log.features)
@@ -41,16 +41,24 @@ def prepare(conditions: Conditions, entries: Sequence[Entry]) -> Prepared:
     return Prepared(data.fingerprint, "", data.remarks)
 
 
-def load(conditions: Conditions, seed: int) -> Problem:
+def load(conditions: Conditions, seed: int, prepared: Prepared | None = None) -> Problem:
     """Draw a seed's users and hold back what is to be predicted.
 
     The budget cuts the training histories to their latest items, equally many for all users that have so many, and the
     users whose items are predicted.
 
+    Args:
+        conditions: which log, which budget.
+        seed: of what is drawn.
+        prepared: tells whether the log is still the one that was prepared; None does not ask.
+
     Raises:
-        UserError: fewer than ten users with enough items, or no features where the setting needs them.
+        UserError: another log than the one that was prepared, fewer than ten users with enough items, or no features
+            where the setting needs them.
     """
     data, setting = load_log(conditions.data, conditions.label), conditions.setting
+    if prepared:
+        prepared.check_data(data.name, data.fingerprint)
     budget = load_task(conditions.task).setting(setting).budgets[conditions.budget]
     if setting in DESCRIBED and not data.kinds:
         raise UserError(

@@ -55,7 +55,7 @@ def _prepare(conditions: Conditions, entries: list[Entry]) -> Prepared:
 def _load(conditions: Conditions, entry: Entry, seed: int, prepared: Prepared) -> Problem:
     from workingpapers.tasks.recommend.problems import load
 
-    return load(conditions, seed)
+    return load(conditions, seed, prepared)
 
 
 def _lists(metrics: tuple[Metric, ...]) -> Callable[[Fit, Problem, Context], dict[str, float]]:
