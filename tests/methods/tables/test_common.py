@@ -1,5 +1,7 @@
 """The base of all tables: id space, bytes, names."""
 
+import math
+
 import pytest
 import torch
 
@@ -45,6 +47,9 @@ def test_bad_input_is_named():
         make_table("ful", [3], 2)
     with pytest.raises(UserError, match=r"Unknown option 'ratoi' of table hash. Did you mean 'ratio'"):
         make_table("hash", [3], 2, ratoi=0.5)
+    for option, value in (("strength", math.nan), ("init_scale", math.inf), ("init_scale", -0.1)):
+        with pytest.raises(ValueError, match=f"{option} is {value}; it must be"):
+            make_table("optfs", [3], 2, **{option: value})
     for sizes, dim in (([], 2), ([3, 0], 2), ([3], 0)):
         with pytest.raises(ValueError, match="a table needs a width of 1 or more, and fields"):
             FullTable(sizes, dim)

@@ -67,6 +67,11 @@ def test_alpt_bytes_and_learning_rate():
     assert torch.isfinite(table.eval()(IDS)).all()
 
 
+def test_a_whole_step_serves_numbers_too():
+    table = QuantizedTable([20], 4, step=1, init_scale=9.0).eval()
+    torch.testing.assert_close(table.served()(IDS), table(IDS))
+
+
 @pytest.mark.parametrize("kind", [QuantizedTable, ALPTTable])
 def test_bad_options_are_named(kind):
     with pytest.raises(ValueError, match="bits is 4"):

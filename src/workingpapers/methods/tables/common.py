@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -171,7 +172,7 @@ def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Tab
 
     Raises:
         UserError: no table has that name, or the table no option of one.
-        ValueError: an option that the table refuses.
+        ValueError: an option that is not finite, or that the table refuses.
     """
     if name not in TABLES:
         raise unknown_name("table", name, TABLES)
@@ -184,4 +185,9 @@ def make_table(name: str, sizes: Sequence[int], dim: int, **options: Any) -> Tab
     check_types(chosen.__init__, options)
     # What searches draw are numpy's numbers, which lack what Python's have, and which torch does not take everywhere.
     plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    for option, value in plain.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{option} is {value}; it must be finite")
+    if plain.get("init_scale", 0) < 0:
+        raise ValueError(f"init_scale is {plain['init_scale']}; it must be 0 or more, a standard deviation")
     return chosen(sizes, int(dim), **plain)

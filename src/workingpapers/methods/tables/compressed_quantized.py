@@ -43,7 +43,7 @@ class QuantizedTable(Table):
         super().__init__(sizes, dim)
         if bits not in _TYPES or not step > 0:
             raise ValueError(f"bits is {bits} and step {step}; bits is 8 or 16, and step above 0")
-        self.bits, self.step = bits, step
+        self.bits, self.step = bits, float(step)  # of a whole number the table served would be one of integers
         self.table = vectors(self.num_ids, dim, init_scale)
 
     def forward(self, ids: Tensor) -> Tensor:
