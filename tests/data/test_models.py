@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import re
 import sys
 import types
 from pathlib import Path
@@ -435,6 +436,55 @@ def test_the_code_of_a_function_is_in_the_fingerprint(tmp_path, monkeypatch):
         load_model.cache_clear()
         prints.append(load_model("mynet:Net").fingerprint)
     assert prints[0] == prints[1] != prints[2]
+
+
+NETS = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self, scale=1, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.c, self.scale = torch.nn.Conv2d(3, 4, 8, 8), scale
+        for name, value in options.items(): setattr(self, name, value)
+    def forward(self, x): return self.c(x) * self.scale
+def one(): return Net(1)
+def two(): return Net(2)
+def text(): return Net(image_size="32")
+def pair(): return Net(image_size=(32, 32))
+def pixels(): return Net(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+def still(): return Net(std=(0, 0, 0))
+def grey(): return Net(image_size=32, mean=torch.full((1, 3, 1, 1), 0.5), std=[0.5])
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    (tmp_path / "mynets.py").write_text(NETS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    sys.modules.pop("mynets", None)
+
+
+@pytest.mark.usefixtures("nets")
+def test_two_functions_of_one_module_make_two_models():
+    # Class, structure, weights and file are the same: the features of one would be taken for those of the other.
+    assert load_model("mynets:one").fingerprint != load_model("mynets:two").fingerprint
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text", "image_size '32'; it must be a whole number"),
+        ("pair", "image_size (32, 32); it must be a whole number"),
+        ("pixels", "mean [123.7, 116.3, 103.5]; it must be 3 numbers of images in [0, 1]"),
+        ("still", "std [0.0, 0.0, 0.0]; it must be 3 numbers"),
+    ],
+)
+def test_what_a_module_says_of_its_images_is_checked(name, message):
+    with pytest.raises(UserError, match=re.escape(f"Model 'mynets:{name}' has {message}")):
+        load_model(f"mynets:{name}")
+    assert load_model("mynets:grey").image_size == 32
 
 
 # Names that lead nowhere

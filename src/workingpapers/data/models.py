@@ -16,8 +16,9 @@ import importlib.util
 import os
 import re
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from workingpapers.data.language_models import LANGUAGE_MODELS
 from workingpapers.data.types import Backbone, Info
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from workingpapers.data.backbones import ModuleBackbone
 
@@ -138,10 +139,9 @@ def _own(name: str) -> Backbone:
     try:
         made = function()
         if isinstance(made, nn.Module):
-            options = {key: getattr(made, key) for key in ("image_size", "mean", "std") if hasattr(made, key)}
-            backbone = ModuleBackbone(name, made, **options)
-            if code := module_file(name):  # weights don't tell what `forward` does with them
-                backbone.fingerprint = digest(backbone.fingerprint, code.read_bytes())
+            backbone = ModuleBackbone(name, made, **_options(name, made))
+            code = module_file(name)  # weights don't tell what `forward` does with them, or which function made them
+            backbone.fingerprint = digest(backbone.fingerprint, name, code.read_bytes() if code else b"")
             return backbone
     except UserError:
         raise
@@ -150,6 +150,29 @@ def _own(name: str) -> Backbone:
     if all(hasattr(made, part) for part in ("fingerprint", "image_size", "preprocess", "tokens", "pooled", "levels")):
         return cast(Backbone, made)
     raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: an nn.Module or a Backbone.")
+
+
+def _options(name: str, module: nn.Module) -> dict[str, Any]:
+    """Return what a user's module says of the images that it wants.
+
+    Raises:
+        UserError: an attribute `image_size`, `mean` or `std` that cannot be used.
+    """
+    import numpy as np
+
+    found = {key: getattr(module, key) for key in ("image_size", "mean", "std") if hasattr(module, key)}
+    size = found.get("image_size", 1)
+    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
+        raise UserError(f"Model {name!r} has image_size {size!r}; it must be a whole number of pixels, its side.")
+    for key in found.keys() - {"image_size"}:
+        given = found[key] = np.ravel(found[key]).astype(float).tolist()  # a buffer may be (1, 3, 1, 1)
+        low = 0 if key == "mean" else 1e-6
+        if len(given) not in (1, 3) or not all(low <= value <= 1 for value in given):
+            raise UserError(
+                f"Model {name!r} has {key} {given}; it must be 3 numbers of images in [0, 1]; those of pixels up to "
+                "255 are divided by that."
+            )
+    return found
 
 
 def _timm(name: str) -> ModuleBackbone:
