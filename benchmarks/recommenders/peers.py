@@ -7,10 +7,11 @@
 A peer that is absent is left out, and said to be. First it shows by how much layers differ that are defined alike,
 weights copied across. Then all train with Adam at 0.001 on batches of 1,024 for two epochs without regularisation, from
 the same ids, with vectors of 16 numbers and networks of 128 and 64 units; the peers through `fit` and `train_epoch` of
-their own. With several seeds, of the weights and of the order of the rows, the libraries take turns, and each one's
-fastest run and mean AUC are told. Made-up data have 24 columns whose values follow a power law, and clicks that follow
-hidden tastes and their products; for DIN a history of up to 20 items beside four columns. Films and flights are those
-of the task `ctr`, with its held-back rows, every column a category; only films have a history.
+their own. DIN has Dice in both networks, as in its paper; the peers' options put it into the attention alone. With
+several seeds, of the weights and of the order of the rows, the libraries take turns, and each one's fastest run and
+mean AUC are told. Made-up data have 24 columns whose values follow a power law, and clicks that follow hidden tastes
+and their products; for DIN a history of up to 20 items beside four columns. Films and flights are those of the task
+`ctr`, with its held-back rows, every column a category; only films have a history.
 
 Where definitions differ: DeepCTR-Torch's AutoInt starts from smaller weights, and FuxiCTR's adds a layer's input
 unchanged where widths agree. FuxiCTR pools uneven numbers of fields from other places, and clips gradients.
@@ -177,6 +178,8 @@ def deepctr(name: str, data: Data, seed: int, rate: float) -> Learner:
         one = inputs.SparseFeat(f"hist_c{item}", fields[item].vocabulary_size, DIM, embedding_name=f"c{item}")
         past = inputs.VarLenSparseFeat(one, maxlen=STEPS, length_name="length")
         model = models.DIN([*fields, past], [f"c{item}"], dnn_hidden_units=HIDDEN, att_hidden_size=(80, 40), **none)
+        dice = importlib.import_module("deepctr_torch.layers.activation").Dice  # which its option fails to make
+        model.dnn.activation_layers = nn.ModuleList(dice(width) for width in HIDDEN)
     model.compile(torch.optim.Adam(model.parameters(), rate), "binary_crossentropy")
 
     def held(rows: Rows) -> dict[str, NDArray[Any]]:
@@ -208,7 +211,7 @@ def fuxictr(name: str, data: Data, rate: float, zoo: Path, folder: Path) -> Lear
         size = feature_map.features[item]["vocab_size"]
         feature_map.features["past"] = {"type": "sequence", "source": "", "vocab_size": size} | past
         options = {"din_target_field": [item], "din_sequence_field": ["past"], "attention_hidden_units": [80, 40]}
-        options["dnn_hidden_units"] = list(HIDDEN)
+        options |= {"dnn_hidden_units": list(HIDDEN), "dnn_activations": "Dice"}
     elif name == "DCN-V2":
         options = {"num_cross_layers": 2, "parallel_dnn_hidden_units": list(HIDDEN)}
     elif name == "AutoInt":
