@@ -27,11 +27,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, exists, func, select
 
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import embeddings, library, papers, tags, votes
 from workingpapers.site.search.encoder import MODEL
+from workingpapers.site.search.filters import LATEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -216,15 +217,15 @@ def _vectors(connection: Connection, ids: Sequence[int]) -> tuple[list[int], NDA
 
 def _recent(connection: Connection, without: set[int]) -> tuple[list[int], NDArray[np.float32]]:
     """Return the latest papers that have embeddings and are not left out, and these as (n, d)."""
-    joined = papers.join(embeddings, embeddings.c.paper_id == papers.c.id)
+    usable = (embeddings.c.paper_id == papers.c.id) & (embeddings.c.model == MODEL)
     latest = (
-        select(papers.c.id, embeddings.c.vector)
-        .select_from(joined)
-        .where(embeddings.c.model == MODEL, papers.c.year.is_not(None))
-        .order_by(papers.c.year.desc(), papers.c.id.desc())
+        select(papers.c.id)
+        .where(papers.c.year.is_not(None), exists().where(usable))
+        .order_by(*LATEST)  # which an index has
         .limit(MOST_RECENT)
     )
-    return _stacked([(number, vector) for number, vector in connection.execute(latest) if number not in without])
+    chosen = select(embeddings.c.paper_id, embeddings.c.vector).where(embeddings.c.paper_id.in_(latest))
+    return _stacked([(number, vector) for number, vector in connection.execute(chosen) if number not in without])
 
 
 def _stacked(rows: list[tuple[int, bytes]]) -> tuple[list[int], NDArray[np.float32]]:

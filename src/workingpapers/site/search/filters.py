@@ -20,6 +20,7 @@ from workingpapers.site.trending import day_of, period_of
 SORTS = ("relevance", "date", "trending", "citations")
 HAS = ("method", "code")
 STANDINGS: tuple[str, ...] = typing.get_args(Standing)
+LATEST = (papers.c.year.desc().nulls_last(), papers.c.published.desc().nulls_last(), papers.c.id.desc())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,11 +113,10 @@ def ordered(sort: str, now: float) -> tuple[typing.Any, list[typing.Any]]:
 
     Trending is the order of this month's scores, then of all time's; papers without one come last.
     """
-    latest = (papers.c.year.desc().nulls_last(), papers.c.published.desc().nulls_last(), papers.c.id.desc())
     if sort == "citations":
         return papers, [papers.c.citations.desc(), papers.c.id.desc()]
     if sort != "trending":
-        return papers, list(latest)
+        return papers, list(LATEST)
     source: typing.Any = papers
     order = []
     for name in ("month", "all"):
