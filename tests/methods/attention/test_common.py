@@ -65,6 +65,16 @@ def test_rows_that_see_nothing_are_zero_with_a_gradient_of_zero():
     assert (gradient[:, :, 3] != 0).any()
 
 
+def test_weights_sum_to_one_however_large_the_scores():
+    q, k, v = sample(dtype=torch.float32)
+    out = dense_attention(1e3 * q, 1e3 * k, torch.ones_like(v))
+    torch.testing.assert_close(out, torch.ones_like(out))
+    mask = torch.zeros(1, 1, 5, 7)
+    mask[..., 2, :] = -1e9  # what some models add to hide keys, here all of them
+    out = dense_attention(q, k, v, causal=False, mask=mask)
+    torch.testing.assert_close(out[:, :, 2], v.mean(dim=2).repeat_interleave(2, 1))
+
+
 def test_a_nan_in_a_key_comes_out_where_it_is_seen_and_only_there():
     q, k, v = sample()
     k[0, 1, 4] = torch.nan  # seen by query heads 2 and 3 from query 2 on (7 keys, 5 queries)

@@ -141,10 +141,12 @@ def dense_attention(
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(exact)
     if causal:
         scores = scores.masked_fill(~causal_mask(q.shape[2], k.shape[2], q.device), -torch.inf)
-    # logsumexp of nothing is -inf; subtracting 0 there instead gives weights of exactly 0, and gradients of 0.
+    # logsumexp of nothing is -inf; subtracting 0 there instead gives weights of exactly 0, and gradients of 0. Where it
+    # is so large that its rounding counts, weights do not sum to 1 by themselves.
     lse = torch.logsumexp(scores, dim=-1)
-    weights = torch.exp(scores - lse.masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
-    out = (weights @ values).to(q.dtype)
+    weights = torch.exp(scores - lse.detach().masked_fill(lse == -torch.inf, 0.0).unsqueeze(-1))
+    total = weights.sum(dim=-1, keepdim=True)
+    out = (weights @ values / total.masked_fill(total == 0, 1.0)).to(q.dtype)
     return (out, lse) if return_lse else out
 
 
