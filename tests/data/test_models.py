@@ -2,8 +2,8 @@
 
 import json
 import os
-import subprocess
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from workingpapers.data.backbones import ModuleBackbone, PixelBackbone
+from workingpapers.data.datasets import load_dataset
 from workingpapers.data.efficientnet_lite import SameConv2d, untrained
+from workingpapers.data.features import extract, pooled
 from workingpapers.data.models import MODELS, load_model
 from workingpapers.errors import UserError
 
@@ -453,6 +455,17 @@ def text(): return Net(image_size="32")
 def pair(): return Net(image_size=(32, 32))
 def pixels(): return Net(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
 def still(): return Net(std=(0, 0, 0))
+class Duck:
+    name, fingerprint, image_size, dim = "duck", "x", 8, 3
+    def __init__(self, change=lambda x: x): self.change = change
+    def preprocess(self, images, size): return torch.zeros(len(images), 3, size, size)
+    def tokens(self, batch): return batch[:, :0, 0], batch.flatten(2).mT
+    def pooled(self, batch): return self.change(batch.mean(dim=(2, 3)))
+    def levels(self, batch): return [batch]
+def array(): return Duck(lambda x: x.numpy())
+def single(): return Duck(lambda x: x[0])
+def narrow(): return Duck(lambda x: x[:, :2])
+def first(): return Net(scale=torch.ones(1), forward=lambda x: x[:1, :, :8, :8])
 def grey(): return Net(image_size=32, mean=torch.full((1, 3, 1, 1), 0.5), std=[0.5])
 """
 
@@ -485,6 +498,23 @@ def test_what_a_module_says_of_its_images_is_checked(name, message):
     with pytest.raises(UserError, match=re.escape(f"Model 'mynets:{name}' has {message}")):
         load_model(f"mynets:{name}")
     assert load_model("mynets:grey").image_size == 32
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize(("name", "given"), [("array", "ndarray"), ("single", "(3,)"), ("narrow", "(2, 2)")])
+def test_a_backbone_of_one_s_own_reads_two_images_first(name, given):
+    with pytest.raises(UserError) as caught:
+        load_model(f"mynets:{name}")
+    said = f"Model 'mynets:{name}': pooled of two images gives {given}; needed: a tensor (2, 3)."
+    assert str(caught.value) == said
+    assert load_model("mynets:Duck").dim == 3
+
+
+@pytest.mark.usefixtures("nets")
+def test_a_model_that_leaves_images_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKINGPAPERS_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"Model 'mynets:first' gives 1 rows for \d+ images"):
+        extract(load_dataset("digits"), load_model("mynets:first"), pooled(16))
 
 
 # Names that lead nowhere

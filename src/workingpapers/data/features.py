@@ -168,7 +168,7 @@ def _run(backbone: Backbone, view: View, batch: Tensor) -> Tensor:
 def _checked(features: Tensor, data: LabelledData, backbone: Backbone, rows: range) -> NDArray[np.float16]:
     """Return the features of the images `rows` as float16, or say which images have none."""
     if len(features) != len(rows):
-        raise ValueError(f"the view returned {len(features)} rows for {len(rows)} images")
+        raise UserError(f"Model {backbone.name!r} gives {len(features)} rows for {len(rows)} images.")
     half = features.half()
     bad = ~torch.isfinite(half).flatten(1).all(dim=1)
     if bad.any():

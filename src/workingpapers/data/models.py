@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from workingpapers.data.backbones import ModuleBackbone
 
+BACKBONE = ("name", "fingerprint", "image_size", "dim", "preprocess", "tokens", "pooled", "levels")  # its parts
 HUB_TIMEOUT = 10.0  # seconds until the hub counts as unreachable
 FORMS = "Other models: OWNER/NAME of the Hugging Face hub, a folder, timm:NAME, or package.module:function."
 
@@ -143,13 +144,39 @@ def _own(name: str) -> Backbone:
             code = module_file(name)  # weights don't tell what `forward` does with them, or which function made them
             backbone.fingerprint = digest(backbone.fingerprint, name, code.read_bytes() if code else b"")
             return backbone
+        if all(hasattr(made, part) for part in BACKBONE):
+            return _read_once(name, made)
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a user's function may fail in any way, its module on a first batch too
         raise UserError(f"Model {name!r} raised {type(error).__name__}: {first_line(error)}") from error
-    if all(hasattr(made, part) for part in ("fingerprint", "image_size", "preprocess", "tokens", "pooled", "levels")):
-        return cast(Backbone, made)
     raise UserError(f"Model {name!r} is a {type(made).__name__}; allowed: an nn.Module or a Backbone.")
+
+
+def _read_once(name: str, made: Backbone) -> Backbone:
+    """Return a user's backbone after it has read two images.
+
+    Raises:
+        UserError: something in another form than `Backbone` says.
+    """
+    import numpy as np
+    import torch
+
+    with torch.inference_mode():
+        batch = made.preprocess([np.zeros((8, 8, 3), np.uint8)] * 2, made.image_size)
+        found = {"preprocess": batch, "pooled": made.pooled(batch), "tokens": made.tokens(batch)[1]}
+    side = made.image_size
+    wanted = {"preprocess": (2, 3, side, side), "pooled": (2, made.dim), "tokens": (2, ..., made.dim)}
+    for part, given in found.items():
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        if (
+            not isinstance(shape, tuple)
+            or len(shape) != len(wanted[part])
+            or any(size not in (..., own) for size, own in zip(wanted[part], shape, strict=True))
+        ):
+            needed = str(wanted[part]).replace("Ellipsis", "N")
+            raise UserError(f"Model {name!r}: {part} of two images gives {shape}; needed: a tensor {needed}.")
+    return made
 
 
 def _options(name: str, module: nn.Module) -> dict[str, Any]:
@@ -164,7 +191,7 @@ def _options(name: str, module: nn.Module) -> dict[str, Any]:
     size = found.get("image_size", 1)
     if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
         raise UserError(f"Model {name!r} has image_size {size!r}; it must be a whole number of pixels, its side.")
-    for key in found.keys() - {"image_size"}:
+    for key in (key for key in ("mean", "std") if key in found):
         given = found[key] = np.ravel(found[key]).astype(float).tolist()  # a buffer may be (1, 3, 1, 1)
         low = 0 if key == "mean" else 1e-6
         if len(given) not in (1, 3) or not all(low <= value <= 1 for value in given):
