@@ -9,6 +9,7 @@ from sqlalchemy import delete, select, update
 from workingpapers.site.database import writing
 from workingpapers.site.schema import embeddings, papers
 from workingpapers.site.search import fulltext
+from workingpapers.site.search.filters import LATEST
 from workingpapers.site.search.query import Term, parse
 
 
@@ -116,6 +117,17 @@ def test_words_in_many_papers_are_counted_by_statistics_where_there_are_some(dat
         connection.execute(sqlalchemy.text("ANALYZE"))
         after = [fulltext.count(connection, [[Term(((word,),))]]) for word in ("graph", "kernel", "nothing")]
     assert before == after == [150, 90, 0]  # of so few rows the statistics are of all
+
+
+def test_an_orders_index_is_gone_through_and_not_every_paper_that_matches_read(sqlite_database):
+    fulltext.ensure(sqlite_database)
+    held = fulltext.holding("sqlite", [parse("graph").words])
+    query = select(papers.c.id).where(held).order_by(*LATEST).limit(20)
+    asked = query.compile(sqlite_database, compile_kwargs={"literal_binds": True})
+    with sqlite_database.connect() as connection:
+        steps = [row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked}")]
+    assert steps[0] == "SCAN papers USING COVERING INDEX papers_dated"
+    assert not any("ORDER BY" in step for step in steps)
 
 
 def test_a_changed_text_loses_its_embedding_and_another_change_does_not(database):
