@@ -241,12 +241,18 @@ def test_a_nan_in_a_key_is_not_hidden():
         ({"n_local": 8, "key_mask": torch.ones(2, 19, dtype=torch.bool)}, "key_mask must be boolean"),
         ({"n_local": 8, "key_mask": torch.ones(2, 20)}, "key_mask must be boolean"),
         ({"n_local": 8, "key_mask": torch.arange(40).view(2, 20) % 5 > 0}, "padding between real tokens"),
+        ({"n_local": 8, "inv_freq": torch.ones(5)}, "5 frequencies; at most 4 turn 8 numbers"),
     ],
 )
 def test_refuses_bad_input(options, message):
     q, k, v = sample(20)
     with pytest.raises(ValueError, match=message):
-        lambda_attention(q[:, :, -options.pop("queries", 20) :], k, v, inv_freq=INV_FREQ, **options)
+        lambda_attention(q[:, :, -options.pop("queries", 20) :], k, v, **{"inv_freq": INV_FREQ, **options})
+
+
+def test_no_queries_give_no_outputs():
+    q, k, v = sample(20)
+    assert lambda_attention(q[:, :, :0], k, v, inv_freq=INV_FREQ, n_local=8).shape == (2, 4, 0, 8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -89,8 +89,8 @@ def lambda_attention(
         (B, H_q, T_q, d) in the dtype of q; zeros at padding.
 
     Raises:
-        ValueError: shapes that don't fit, n_local < 1, n_global < 0, distance_limit < n_local, or real tokens in more
-            than one run.
+        ValueError: shapes that don't fit, more frequencies than d / 2, n_local < 1, n_global < 0, distance_limit <
+            n_local, or real tokens in more than one run.
     """
     check_inputs(q, k, v)
     limit = n_local if distance_limit is None else distance_limit
@@ -102,6 +102,8 @@ def lambda_attention(
             f"{q.shape[2]} queries and {k.shape[2]} keys don't fit {length} tokens with n_local={n_local} and "
             f"n_global={n_global}: the cache holds too few or too many"
         )
+    if 2 * len(inv_freq) > q.shape[3]:
+        raise ValueError(f"inv_freq has {len(inv_freq)} frequencies; at most {q.shape[3] // 2} turn {q.shape[3]} numbers")
     if key_mask is not None and (key_mask.shape != (q.shape[0], length) or key_mask.dtype != torch.bool):
         raise ValueError(f"key_mask must be boolean ({q.shape[0]}, {length}); got {tuple(key_mask.shape)}")
     past = length - q.shape[2]
@@ -133,7 +135,7 @@ def lambda_attention(
         tail_mask = None if key_mask is None else key_mask[:, first : past + high]
         near = (x[:, :, n_global if first else 0 : past + high + k.shape[2] - length] for x in (k, v))
         out, lse = window_attention(q[:, :, low:high], *near, window=n_local, scale=scale, key_mask=tail_mask)
-        if not sinks:
+        if not sinks or low == high:
             return [out]
         # Before `late` all sinks are in the window, from `full` on none is, without padding: it moves them within rows.
         late = min(max(low, n_local - past), high)
