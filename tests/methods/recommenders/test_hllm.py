@@ -68,9 +68,10 @@ def test_the_cached_index_equals_live_encoding(fitted):
     torch.testing.assert_close(fitted.index, live, atol=1e-5, rtol=1e-4)
 
 
-def test_scores_are_cosines_and_do_not_depend_on_who_else_is_asked(fitted):
+def test_scores_are_cosines_and_do_not_depend_on_who_else_is_asked(fitted, monkeypatch):
     histories = [[3], [1, 2, 3, 4, 5, 6], list(range(20))]
-    found = fitted.scores(histories, batch_size=2)
+    monkeypatch.setattr("workingpapers.methods.recommenders.hllm.SERVED", 2)
+    found = fitted.scores(histories)
     for row, history in zip(found, histories, strict=True):
         with torch.no_grad():
             state = fitted.user(fitted.index[torch.tensor(history[-8:])][None])[0, -1]
@@ -143,13 +144,14 @@ def clicks(count, seed):
 
 
 @pytest.mark.parametrize("head", ["early", "late"])
-def test_the_heads_that_rank_learn_a_rule_of_user_and_item(head):
+def test_the_heads_that_rank_learn_a_rule_of_user_and_item(head, monkeypatch):
     model = small(head=head, generative_weight=0.1)
     histories, shown, taken = clicks(400, 0)
     options = {"epochs": 8, "learning_rate": 5e-3, "batch_size": 40}
     model.fit(ITEMS, histories, candidates=shown, labels=taken, **options)
     histories, shown, taken = clicks(200, 1)
-    found = model.predict_proba(histories, shown, batch_size=64)
+    monkeypatch.setattr("workingpapers.methods.recommenders.hllm.SERVED", 64)
+    found = model.predict_proba(histories, shown)
     assert np.mean((found.numpy() > 0.5) == np.array(taken)) > 0.9
     one = model.predict_proba(histories[:1], shown[:1])
     torch.testing.assert_close(one, found[:1], atol=1e-5, rtol=1e-4)
@@ -250,11 +252,23 @@ def test_bad_clicks_are_named():
         ({}, "a candidate and a label for each of 1 histories"),
         ({"candidates": [40], "labels": [1]}, "candidates holds 40 to 40"),
         ({"candidates": [4], "labels": [2]}, r"labels must be 0 or 1; got \[2\]"),
+        ({"candidates": [4], "labels": ["yes"]}, r"labels must be 0 or 1; got \['yes'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             model.fit(ITEMS, [[1, 2]], **given)
     with pytest.raises(ValueError, match="head 'late' needs candidates and labels"):
         model(ITEMS, torch.tensor([[1, 2]]), torch.tensor([3]))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_models_train_where_gradients_are_switched_off(mode, frozen):
+    given = {"items": ITEMS, "histories": walks(20), "epochs": 1}
+    expected, model = small(freeze_item=frozen).fit(**given), small(freeze_item=frozen)
+    with mode():
+        model.fit(**given)
+    assert torch.equal(model.index, expected.index)
+    assert model.loss_history == expected.loss_history
 
 
 def test_items_that_all_look_alike_are_told():

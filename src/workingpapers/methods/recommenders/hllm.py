@@ -41,6 +41,7 @@ from workingpapers.methods.recommenders.options import as_json, check_types
 from workingpapers.methods.recommenders.training import training_progress
 
 FORMAT = "workingpapers hllm 1"
+SERVED = 256  # histories that are read together
 
 Histories = Sequence[Sequence[int]]
 
@@ -90,27 +91,29 @@ class HLLM(HLLMNetwork):
                 f"{weight_decay}; need >= 1, >= 1, > 0 and >= 0, all finite"
             )
         tokens = self.item.tokens(items)
-        rows, extra = self._training_rows(histories, len(tokens), candidates, labels)
-        fixed = self.item.encode(tokens) if self.options["freeze_item"] else None
-        optimizer, schedule = _optimizer(self, epochs * math.ceil(len(rows) / batch_size), learning_rate, weight_decay)
-        generator = torch.Generator().manual_seed(int(seed))
-        self.loss_history = []
-        self.train()
-        with training_progress(epochs, len(rows)) as told:
-            for epoch in range(1, epochs + 1):
-                total, kept = 0.0, 0.0
-                order = torch.randperm(len(rows), generator=generator)
-                for part in told(epoch - 1, torch.split(order, int(batch_size))):
-                    loss, logs = self._batch_loss(tokens, fixed, rows[part], [x[part] for x in extra], generator)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    schedule.step()
-                    total, kept = total + float(loss.detach()) * len(part), kept + float(logs["negatives"])
-                self.loss_history.append(total / len(rows))
-                _check_epoch(epoch, total, kept, rows)
-        self.eval()
-        return self._set_index(tokens if fixed is None else fixed)
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller is in
+            rows, extra = self._training_rows(histories, len(tokens), candidates, labels)
+            fixed = self.item.encode(tokens) if self.options["freeze_item"] else None
+            steps = epochs * math.ceil(len(rows) / batch_size)
+            optimizer, schedule = _optimizer(self, steps, learning_rate, weight_decay)
+            generator = torch.Generator().manual_seed(int(seed))
+            self.loss_history = []
+            self.train()
+            with training_progress(epochs, len(rows)) as told:
+                for epoch in range(1, epochs + 1):
+                    total, kept = 0.0, 0.0
+                    order = torch.randperm(len(rows), generator=generator)
+                    for part in told(epoch - 1, torch.split(order, int(batch_size))):
+                        loss, logs = self._batch_loss(tokens, fixed, rows[part], [x[part] for x in extra], generator)
+                        optimizer.zero_grad(set_to_none=True)
+                        loss.backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                        schedule.step()
+                        total, kept = total + float(loss.detach()) * len(part), kept + float(logs["negatives"])
+                    self.loss_history.append(total / len(rows))
+                    _check_epoch(epoch, total, kept, rows)
+            self.eval()
+            return self._set_index(tokens if fixed is None else fixed)
 
     def _batch_loss(
         self,
@@ -144,10 +147,10 @@ class HLLM(HLLMNetwork):
                 raise ValueError(
                     f"head {self.head!r} needs a candidate and a label for each of {len(checked)} histories"
                 )
-            target, label = _checked_items("candidates", candidates, count), torch.as_tensor(np.asarray(labels))
-            if not ((label == 0) | (label == 1)).all():
+            target, label = _checked_items("candidates", candidates, count), np.asarray(labels)
+            if not np.isin(label, (0, 1)).all():
                 raise ValueError(f"labels must be 0 or 1; got {sorted(set(label.tolist()))[:5]}")
-            return self._padded(checked), [target, label]
+            return self._padded(checked), [target, torch.as_tensor(label)]
         if candidates is not None or labels is not None:
             raise ValueError(
                 "the generative head learns from histories alone; candidates and labels are for the others"
@@ -172,7 +175,7 @@ class HLLM(HLLMNetwork):
         return self
 
     @torch.no_grad()
-    def scores(self, histories: Histories, *, batch_size: int = 256) -> Tensor:
+    def scores(self, histories: Histories) -> Tensor:
         """Return the cosines (B, N) of what is expected after each history and every item of the catalogue.
 
         Raises:
@@ -184,7 +187,7 @@ class HLLM(HLLMNetwork):
         self.eval()
         catalogue = F.normalize(self.index, dim=-1)
         parts = []
-        for part in torch.split(rows, batch_size):
+        for part in torch.split(rows, SERVED):
             states = self.user(self.index[part.clamp(min=0)])
             last = states[torch.arange(len(part), device=part.device), (part >= 0).sum(dim=1) - 1]
             parts.append(F.normalize(last, dim=-1) @ catalogue.mT)
@@ -208,7 +211,7 @@ class HLLM(HLLMNetwork):
         return items, best
 
     @torch.no_grad()
-    def predict_proba(self, histories: Histories, candidates: Sequence[int], *, batch_size: int = 256) -> Tensor:
+    def predict_proba(self, histories: Histories, candidates: Sequence[int]) -> Tensor:
         """Return the probability (B,) that each candidate is taken after its history, by the heads that rank."""
         if self.head == "generative":
             raise ValueError("the generative head gives no probabilities; use scores or recommend")
@@ -219,7 +222,7 @@ class HLLM(HLLMNetwork):
         self.eval()
         parts = [
             self._ranked(self.index[part.clamp(min=0)], part >= 0, self.index[shown])[1]
-            for part, shown in zip(torch.split(rows, batch_size), torch.split(target, batch_size), strict=True)
+            for part, shown in zip(torch.split(rows, SERVED), torch.split(target, SERVED), strict=True)
         ]
         return torch.cat(parts).sigmoid()
 
