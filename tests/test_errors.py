@@ -85,6 +85,8 @@ def test_an_object_is_imported_by_its_path(tmp_path, monkeypatch):
         ("math", "Unknown object '' of module math."),
         (":name", "The model ':name' cannot be imported"),
         ("", "The model '' cannot be imported"),
+        ("folder/nets.py:make", ". Did you mean 'folder.nets:make'?"),
+        ("json:make", "It is an installed module, which hides json.py of this folder: rename that."),
         (".relative:name", "The model '.relative:name' cannot be imported"),
         ("broken_module_of_the_folder:x", "The model 'broken_module_of_the_folder:x' cannot be imported: SyntaxError"),
         ("failing_module_of_the_folder:x", "cannot be imported: RuntimeError: no licence key"),
@@ -93,6 +95,7 @@ def test_an_object_is_imported_by_its_path(tmp_path, monkeypatch):
 def test_what_cannot_be_imported_is_refused(tmp_path, monkeypatch, path, message):
     (tmp_path / "broken_module_of_the_folder.py").write_text("def f(:\n")
     (tmp_path / "failing_module_of_the_folder.py").write_text("raise RuntimeError('no licence key')\n")
+    (tmp_path / "json.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(UserError) as error:
@@ -148,6 +151,7 @@ def test_a_file_that_is_not_there_is_named_with_those_like_it(tmp_path, monkeypa
     assert str(no_file("click.csv")) == "There is no file click.csv. Did you mean 'clicks.csv'?"
     assert str(no_file(tmp_path / "log.txt")) == f"There is no file {tmp_path}/log.txt."
     assert similar_files(f"{tmp_path}/photo") == [f"{tmp_path}/photos"]
+    assert similar_files("./folder/nets.py:make") == ["folder.nets:make"]
     for nothing in ("", ".", "..", "/", "nowhere/photos", "clicks.csv/photos"):
         assert similar_files(nothing) == []
 

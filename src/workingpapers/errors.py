@@ -198,9 +198,14 @@ def no_file(name: str | Path, what: str = "file") -> UserError:
 
 
 def similar_files(name: str | Path) -> list[str]:
-    """Return up to two files or folders with a name like the last part of a path, written as the path is."""
+    """Return up to two files or folders with a name like the last part of a path, written as the path is.
+
+    Of "folder/file.py:function" it returns the name by which Python finds it, "folder.file:function".
+    """
     import difflib
 
+    if module := _as_module(str(name)):
+        return [module]
     path = Path(name).expanduser()
     try:
         names = [file.name for file in path.parent.iterdir()]
@@ -208,6 +213,12 @@ def similar_files(name: str | Path) -> list[str]:
         return []
     start = str(name)[: -len(path.name)] if path.name else str(name)
     return [start + alike for alike in difflib.get_close_matches(path.name, names, n=2, cutoff=0.6)]
+
+
+def _as_module(name: str) -> str:
+    """Return "folder.file:function" for "folder/file.py:function"; "" for any other name."""
+    file, _, function = name.rpartition(":")
+    return f"{file.removeprefix('./').removesuffix('.py').replace('/', '.')}:{function}" if file[-3:] == ".py" else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -239,11 +250,15 @@ def import_object(kind: str, path: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # a module of the user's may fail in any way
-        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise UserError(f"The {kind} {path!r} cannot be imported: {reason}.") from error
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}".rstrip(": ")
+        meant = f" Did you mean {_as_module(path)!r}?" if _as_module(path) else ""
+        raise UserError(f"The {kind} {path!r} cannot be imported: {reason.rstrip('.')}.{meant}") from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
-        raise unknown_name("object", name, public, of=f"module {module_name}")
+        own = Path(module_name.split(".")[0] + ".py")
+        hidden = own.is_file() and not own.resolve().samefile(getattr(module, "__file__", None) or os.devnull)
+        hint = f"It is an installed module, which hides {own} of this folder: rename that." if hidden else ""
+        raise unknown_name("object", name, public, hint, of=f"module {module_name}")
     return getattr(module, name)
 
 
