@@ -1,4 +1,4 @@
-// The interactive plot of a leaderboard: a metric against what it costs, drawn from the leaderboard's JSON.
+// The interactive plot of a leaderboard: a metric against what it costs, drawn from what the API says of it.
 // The table and the plots made on the server hold the same numbers; without scripts this section stays hidden.
 
 const section = document.querySelector(".explore");
@@ -61,7 +61,7 @@ function draw(board, cost, metric) {
     row,
     x: row.costs[cost],
     y: row.values[metric.name].mean,
-    half: row.values[metric.name].half ?? 0,
+    half: (row.values[metric.name].high ?? row.values[metric.name].mean) - row.values[metric.name].mean,
     kind: row.entry === board.baseline ? "baseline" : row.verdict ?? "needs more seeds",
   }));
   const positive = points.map((point) => point.x).filter((x) => x > 0);
@@ -174,7 +174,7 @@ async function start() {
   const answer = await fetch(section.dataset.source);
   if (!answer.ok) return;
   const board = await answer.json();
-  const shown = board.rows.filter((row) => row.values[board.ranked_by]);
+  const shown = board.rows.filter((row) => row.values[board.ranked_by.name]);
   const costs = Object.keys(COSTS).filter((cost) => shown.some((row) => row.costs[cost] > 0));
   const metrics = board.metrics.filter((metric) => shown.some((row) => row.values[metric.name]));
   if (shown.length < 2 || !costs.length) return;
