@@ -87,7 +87,7 @@ def checked(data: LabelledData) -> LabelledData:
     examples = data.images if data.features is None else data.features
     if (data.images is None) == (data.features is None) or examples is None:
         raise UserError(f"{data.name} must hold images or features, and not both.")
-    if data.features is not None and np.ndim(examples) == 0:
+    if data.features is not None and np.ndim(data.features) == 0:
         raise UserError(f"{data.name}: the features are a single value; allowed: (N, D) vectors or (N, L, D) tokens.")
     labels = np.asarray(data.labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

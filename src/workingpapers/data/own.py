@@ -311,9 +311,12 @@ def _check_order(name: str, features: Any, labels: Any) -> None:
     Raises:
         UserError: says how they are brought into one order.
     """
-    ours, theirs = (getattr(part, "index", None) for part in (features, labels))
-    both = hasattr(ours, "equals") and hasattr(theirs, "equals")  # a list has an `index` too
-    if both and len(ours) == len(theirs) and not ours.equals(theirs) and set(ours) == set(theirs):
+    import pandas as pd
+
+    if not isinstance(features, pd.DataFrame) or not isinstance(labels, pd.Series):
+        return
+    ours, theirs = features.index, labels.index
+    if len(ours) == len(theirs) and not ours.equals(theirs) and set(ours) == set(theirs):
         raise UserError(
             f"{name}: the labels' index has the rows in another order than the features' index. If the index counts, "
             "give labels.loc[features.index]; if the rows stand in one order already, labels.to_numpy()."
