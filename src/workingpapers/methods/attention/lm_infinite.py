@@ -103,7 +103,8 @@ def lambda_attention(
             f"n_global={n_global}: the cache holds too few or too many"
         )
     if 2 * len(inv_freq) > q.shape[3]:
-        raise ValueError(f"inv_freq has {len(inv_freq)} frequencies; at most {q.shape[3] // 2} turn {q.shape[3]} numbers")
+        d = q.shape[3]
+        raise ValueError(f"inv_freq has {len(inv_freq)} frequencies; at most {d // 2} turn {d} numbers")
     if key_mask is not None and (key_mask.shape != (q.shape[0], length) or key_mask.dtype != torch.bool):
         raise ValueError(f"key_mask must be boolean ({q.shape[0]}, {length}); got {tuple(key_mask.shape)}")
     past = length - q.shape[2]
