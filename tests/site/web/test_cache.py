@@ -205,6 +205,16 @@ def test_it_never_grows_beyond_its_bound(monkeypatch):
     assert asyncio.run(texts(client, "/49"))[0].endswith(" 50 of /49")  # the latest are kept
 
 
+def test_a_download_does_not_drive_pages_out():
+    app = Counting()
+    layer = MicroCache(app, lambda: None, Clock())
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(layer), base_url="http://page")
+    assert asyncio.run(texts(client, "/page")) == ["page 1 of /page"]
+    app.body = "x" * cache.MOST_BYTES
+    asyncio.run(texts(client, "/all.json"))
+    assert asyncio.run(texts(client, "/page")) == ["page 1 of /page"]
+
+
 def test_long_addresses_count_towards_its_bound(monkeypatch):
     monkeypatch.setattr(cache, "MOST_BYTES", 20_000)
     layer = MicroCache(Counting(), lambda: None, Clock())

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LIFETIME = 4.0  # seconds
 LONGEST = 60.0
 MOST_BYTES = 20 * 1024 * 1024
+_SHARE = 8  # an answer that takes up more than this part of them would drive out the pages that are asked for
 _SMALLEST = 500  # bytes worth compressing
 _OVERHEAD = 1500  # bytes that an answer takes beside its body and its key
 _TEXT = ("text/", "application/json", "application/atom", "application/rss", "application/feed", "image/svg")
@@ -105,9 +106,11 @@ class MicroCache:
             self._making.pop(key).set()
 
     def _keep(self, key: str, answer: _Answer) -> None:
-        """Keep an answer; the oldest go when there are too many."""
+        """Keep an answer, unless it is very large; the oldest go when there are too many."""
         if old := self._kept.pop(key, None):
             self._size -= _bytes(key, old)
+        if _bytes(key, answer) > MOST_BYTES // _SHARE:
+            return
         self._kept[key] = answer
         self._size += _bytes(key, answer)
         while self._size > MOST_BYTES:
