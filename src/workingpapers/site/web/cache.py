@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LIFETIME = 4.0  # seconds
 LONGEST = 60.0
 MOST_BYTES = 20 * 1024 * 1024
-_SHARE = 8  # an answer that takes up more than this part of them would drive out the pages that are asked for
+_SHARE = 4  # an answer that takes up more than this part of them would drive out the pages that are asked for
 _SMALLEST = 500  # bytes worth compressing
 _OVERHEAD = 1500  # bytes that an answer takes beside its body and its key
 _TEXT = ("text/", "application/json", "application/atom", "application/rss", "application/feed", "image/svg")
