@@ -31,6 +31,8 @@ def test_labels_of_one_class_are_refused():
         auc([1, 1], [0.1, 0.2])
     with pytest.raises(ValueError, match="no group"):
         gauc([1, 0], [0.1, 0.2], ["u", "v"])
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        gauc([0, 1], [np.nan, 0.2], ["u", "u"])
     with pytest.raises(ValueError, match="at least one click"):
         calibration([0, 0], [0.1, 0.2])
 

@@ -58,6 +58,7 @@ def test_features_are_the_catalogue():
     [
         ({"table": TABLE.drop(columns="time")}, r"lacks columns \['time'\]"),
         ({"table": TABLE[:0]}, "holds no rows"),
+        ({"table": TABLE.to_numpy()}, r"a log is made of a pandas\.DataFrame; got ndarray"),
         ({"table": TABLE.assign(item=[7, None, 3, 5, 5])}, "'item' has no value in row 1"),
         ({"table": TABLE.assign(time=[3, 2, np.inf, 2, 1])}, "'time' holds inf in row 2"),
         ({"table": TABLE.assign(time=["10", "9", "8", "7", "6"])}, "'time' holds '10' in row 0; times must be finite"),

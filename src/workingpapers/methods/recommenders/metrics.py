@@ -34,9 +34,11 @@ def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
     Source: Zhou et al., "Deep Interest Network", KDD 2018, equation 5, where impressions are the weights.
 
     Raises:
-        ValueError: no group holds both classes.
+        ValueError: no group holds both classes, or scores that are not finite.
     """
     y, s, g = np.asarray(labels), np.asarray(scores, np.float64), np.asarray(groups)
+    if not np.isfinite(s).all():  # NaN has a place in an order, too
+        raise ValueError("scores hold NaN or infinity")
     _, group = np.unique(g, return_inverse=True)
     order = np.lexsort((s, group))
     y, s, group = y[order].astype(np.float64), s[order], group[order]

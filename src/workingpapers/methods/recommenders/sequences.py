@@ -64,9 +64,11 @@ class Log:
             features: a row for each item, indexed by its label; items without interactions join the catalogue.
 
         Raises:
-            ValueError: no rows, missing columns or values, times that are infinite or without an order, or items that
-                `features` lacks or repeats.
+            ValueError: no table of pandas', no rows, missing columns or values, times that are infinite or without an
+                order, or items that `features` lacks or repeats.
         """
+        if not isinstance(table, pd.DataFrame):
+            raise ValueError(f"a log is made of a pandas.DataFrame; got {type(table).__name__}")
         absent = [column for column in (user, item, time) if column not in table.columns]
         if absent:
             raise ValueError(f"the log lacks columns {absent}; it has {list(table.columns)}")
