@@ -219,7 +219,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="must be a multiple"):
         minference_attention(q[:, :3], k, v, AShape())
     for mask in (torch.ones(2, 19, dtype=torch.bool), torch.ones(2, 20)):
-        with pytest.raises(ValueError, match=r"key_mask must be boolean \(B, T\) = \(2, 20\)"):
+        with pytest.raises(ValueError, match=r"key_mask must be boolean \(B, S\) = \(2, 20\)"):
             minference_attention(q, k, v, AShape(), key_mask=mask)
     k[1, 0, 3, 2] = torch.nan
     with pytest.raises(ValueError, match="k holds NaN"):

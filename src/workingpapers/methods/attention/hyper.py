@@ -40,7 +40,7 @@ from torch.nn import functional as F
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, attention_layers, check_inputs, merge
 from workingpapers.methods.attention.fused import joined, trainable_attention
-from workingpapers.methods.attention.padding import unseen
+from workingpapers.methods.attention.padding import check_key_mask, unseen
 from workingpapers.methods.attention.parallel import each
 
 
@@ -226,9 +226,7 @@ class HyperAttention:
         draw = Draw(self, q.shape[3], generator)
         if key_mask is None:
             return self._unpadded(q, k, v, scale, causal, draw)
-        if key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool:
-            needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
-            raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
+        check_key_mask(key_mask, k.shape[0], k.shape[2])
         out, lse = unseen(q, v)
         for b, keys in enumerate(key_mask):
             rows = keys[k.shape[2] - q.shape[2] :] if causal else torch.ones_like(q[b, 0, :, 0], dtype=torch.bool)

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, check_inputs, merge, repeat_heads, rotate
 from workingpapers.methods.attention.fused import fused_attention
-from workingpapers.methods.attention.padding import first_real
+from workingpapers.methods.attention.padding import check_key_mask, first_real
 from workingpapers.methods.attention.parallel import each
 from workingpapers.methods.attention.windows import window_attention
 
@@ -105,8 +105,8 @@ def lambda_attention(
     if 2 * len(inv_freq) > q.shape[3]:
         d = q.shape[3]
         raise ValueError(f"inv_freq has {len(inv_freq)} frequencies; at most {d // 2} turn {d} numbers")
-    if key_mask is not None and (key_mask.shape != (q.shape[0], length) or key_mask.dtype != torch.bool):
-        raise ValueError(f"key_mask must be boolean ({q.shape[0]}, {length}); got {tuple(key_mask.shape)}")
+    if key_mask is not None:
+        check_key_mask(key_mask, q.shape[0], length)
     past = length - q.shape[2]
     sinks = _sinks(k, v, first, n_global, key_mask) if length > n_local and n_global > 0 else None
     if sinks:

@@ -51,7 +51,7 @@ from workingpapers.methods.attention.minference_patterns import (
     find_all,
     naive_mask,
 )
-from workingpapers.methods.attention.padding import unseen
+from workingpapers.methods.attention.padding import check_key_mask, unseen
 from workingpapers.methods.attention.parallel import each
 
 CANDIDATES: tuple[Pattern, ...] = (
@@ -132,9 +132,8 @@ def _checked(
         raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
     if block_size < 1:
         raise ValueError(f"block_size must be 1 or more; got {block_size}")
-    if key_mask is not None and (key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool):
-        needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
-        raise ValueError(f"key_mask must be boolean (B, T) = {needed}; got {key_mask.dtype}, {got}")
+    if key_mask is not None:
+        check_key_mask(key_mask, k.shape[0], k.shape[2])
     heads = [patterns] * q.shape[1] if isinstance(patterns, Pattern) else patterns
     if len(heads) != q.shape[1]:
         raise ValueError(f"one pattern per query head is needed: {len(heads)} patterns for {q.shape[1]} heads")

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def check_key_mask(key_mask: Tensor, batch: int, length: int) -> None:
+    """Refuse what is not (B, S) booleans for so many sequences and keys, with a ValueError."""
+    if key_mask.shape != (batch, length) or key_mask.dtype != torch.bool:
+        needed, got = (batch, length), tuple(key_mask.shape)
+        raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
+
+
 def first_real(key_mask: Tensor) -> Tensor:
     """Return (B,) the column of the first real token of each row of (B, T) booleans, T in a row without any.
 
@@ -29,9 +36,7 @@ def real_pieces(q: Tensor, k: Tensor, key_mask: Tensor) -> list[tuple[slice, sli
     Raises:
         ValueError: a mask of another shape or type, or padding between real tokens.
     """
-    needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
-    if got != needed or key_mask.dtype != torch.bool:
-        raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
+    check_key_mask(key_mask, k.shape[0], k.shape[2])
     past, pieces = k.shape[2] - q.shape[2], []
     spans = zip(first_real(key_mask).tolist(), key_mask.sum(dim=1).tolist(), strict=True)
     for row, (begin, count) in enumerate(spans):

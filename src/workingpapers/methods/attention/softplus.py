@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from workingpapers.methods.attention import common
 from workingpapers.methods.attention.common import Model, causal_mask, check_inputs
+from workingpapers.methods.attention.padding import check_key_mask
 
 UNIFORM = 1e-4
 """A row in which no key exceeds its offset by more than this attends to nothing: its output is zero, and so is its
@@ -77,9 +78,8 @@ def softplus_attention(
     _check_power(power)
     if causal and q.shape[2] > k.shape[2]:
         raise ValueError(f"causal attention takes at most as many queries as keys; got {q.shape[2]}, {k.shape[2]}")
-    if key_mask is not None and (key_mask.shape != (k.shape[0], k.shape[2]) or key_mask.dtype != torch.bool):
-        needed, got = (k.shape[0], k.shape[2]), tuple(key_mask.shape)
-        raise ValueError(f"key_mask must be boolean (B, S) = {needed}; got {key_mask.dtype}, {got}")
+    if key_mask is not None:
+        check_key_mask(key_mask, k.shape[0], k.shape[2])
     exact = torch.promote_types(q.dtype, torch.float32)
     groups, width = k.shape[1], q.shape[-1]
     if 0 in (q.shape[2], k.shape[2]):
