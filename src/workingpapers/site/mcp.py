@@ -16,7 +16,6 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp_types import CallToolResult, InputRequiredResult, ToolAnnotations
 from pydantic import BaseModel, Field, ValidationError
-from sqlalchemy import or_, select
 
 from workingpapers import __version__
 from workingpapers.errors import UserError, unknown_name
@@ -26,8 +25,7 @@ from workingpapers.site import trending
 from workingpapers.site.catalogue import add_catalogue, is_missing
 from workingpapers.site.database import open_database, writing
 from workingpapers.site.normal import arxiv_id
-from workingpapers.site.papers import Paper, by_ids, gist
-from workingpapers.site.schema import papers
+from workingpapers.site.papers import Paper, by_name, gist
 from workingpapers.site.search.engine import Searcher
 from workingpapers.site.search.filters import Filters
 from workingpapers.site.settings import Settings, load_settings
@@ -241,12 +239,11 @@ class Tools:
         name = name.strip()
         with suppress(ValueError):
             name = arxiv_id(name)
-        wanted = select(papers.c.id).where(or_(papers.c.slug == name, papers.c.arxiv == name))
         with self._engine.connect() as connection:
-            found = by_ids(connection, list(connection.execute(wanted.limit(1)).scalars()))
-        if not found:
+            found = by_name(connection, name)
+        if found is None:
             raise UserError(f"No paper {name!r} here. search_papers finds papers and gives their slugs.")
-        return found[0], self._measured.now().papers.get(found[0].card or "")
+        return found, self._measured.now().papers.get(found.card or "")
 
 
 class _Server(MCPServer[Any]):

@@ -101,6 +101,13 @@ def by_slug(connection: Connection, slug: str) -> Paper:
     return _paper(row)
 
 
+def by_name(connection: Connection, name: str) -> Paper | None:
+    """Return a paper by its arXiv identifier or else its slug; None if there is none."""
+    is_arxiv = papers.c.arxiv == name
+    found = connection.execute(select(papers.c.id).where(is_arxiv | (papers.c.slug == name)).order_by(~is_arxiv))
+    return next(iter(by_ids(connection, list(found.scalars()))), None)
+
+
 def _paper(row: Row[Any]) -> Paper:
     values = dict(zip(_NAMES, row, strict=True))
     for name in ("authors", "keywords"):

@@ -16,11 +16,11 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, select
 
 from workingpapers.errors import UserError
 from workingpapers.site import trending
-from workingpapers.site.papers import Paper, by_ids
+from workingpapers.site.papers import Paper, by_ids, by_name
 from workingpapers.site.schema import papers, trends
 from workingpapers.site.web.api_examples import ARXIV
 from workingpapers.site.web.api_shared import ERRORS, refuse_unreadable
@@ -132,12 +132,11 @@ def paper(
     identifier: Annotated[str, Path(max_length=300, description="arXiv identifier or slug", examples=[ARXIV])],
 ) -> HubPaper:
     """Return a paper."""
-    wanted = select(papers.c.id).where(or_(papers.c.arxiv == identifier, papers.c.slug == identifier))
     with request.app.state.engine.connect() as connection:
-        found = by_ids(connection, list(connection.execute(wanted.order_by(papers.c.arxiv != identifier)).scalars()))
-    if not found:
+        found = by_name(connection, identifier)
+    if found is None:
         raise HTTPException(404, f"No paper {identifier!r} here. Write an arXiv identifier like 1706.03762.")
-    return _paper(found[0])
+    return _paper(found)
 
 
 def _latest(connection: Connection, period: trending.Period | None, page: int, limit: int) -> list[Paper]:
