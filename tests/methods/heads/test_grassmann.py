@@ -383,8 +383,10 @@ def test_bad_optimiser_options_are_named(options, message):
     ],
 )
 def test_parameters_off_the_manifold_are_refused(parameter, message):
+    optimizer, refused = RiemannianSGD(head().parameters()), torch.nn.Parameter(parameter.clone())
     with pytest.raises(ValueError, match=message):
-        RiemannianSGD([torch.nn.Parameter(parameter.clone())])
+        optimizer.add_param_group({"params": refused})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_bad_features_are_named():

@@ -139,14 +139,12 @@ class RiemannianSGD(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters after checking that they lie on the manifold."""
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            if parameter.ndim != 3 or parameter.shape[1] > parameter.shape[2]:
-                raise ValueError(f"a parameter has shape {tuple(parameter.shape)}; it must be (K, k, n) with k <= n")
-            if parameter.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"a parameter is {parameter.dtype}; the manifold needs float32 or float64")
-            error = _orthonormality_error(parameter.detach())
-            if not error < 1e-2:  # far above the drift between two orthonormalisations
-                raise ValueError(f"a parameter's rows are not orthonormal: off by {error:.2g}; call retract_() first")
+        try:
+            for parameter in self.param_groups[-1]["params"]:
+                _check_on_manifold(parameter.detach())
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -213,6 +211,16 @@ def orthonormalise(basis: Tensor) -> Tensor:
     Q, R = torch.linalg.qr(basis.mT)
     signs = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(Q.dtype)
     return (Q * signs[:, None]).mT
+
+
+def _check_on_manifold(parameter: Tensor) -> None:
+    if parameter.ndim != 3 or parameter.shape[1] > parameter.shape[2]:
+        raise ValueError(f"a parameter has shape {tuple(parameter.shape)}; it must be (K, k, n) with k <= n")
+    if parameter.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"a parameter is {parameter.dtype}; the manifold needs float32 or float64")
+    error = _orthonormality_error(parameter)
+    if not error < 1e-2:  # far above the drift between two orthonormalisations
+        raise ValueError(f"a parameter's rows are not orthonormal: off by {error:.2g}; call retract_() first")
 
 
 def _orthonormality_error(basis: Tensor) -> float:
