@@ -20,7 +20,7 @@ from workingpapers.site.feeds import FORMATS, Feed, atom, json_feed, rss
 from workingpapers.site.papers import Paper, by_ids
 from workingpapers.site.schema import papers
 from workingpapers.site.settings import Settings
-from workingpapers.site.trending import day_of, record
+from workingpapers.site.trending import Signal, day_of, record_all
 from workingpapers.site.web.app import create_app
 from workingpapers.site.web.feed_routes import Changes
 
@@ -145,7 +145,7 @@ def client(database, tmp_path):
         ids = made(connection, 3, topics=["pruning"])
         other = made(connection, 2, title="About graphs {}")
         for number in ids:
-            record(connection, number, "vote", number, today)
+            record_all(connection, [Signal(number, "vote", number, today)])
         assert other
     settings = Settings(
         database=database.url.render_as_string(hide_password=False),
