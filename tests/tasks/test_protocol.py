@@ -67,14 +67,29 @@ def test_registering_leaves_the_function_as_it_is(task):
 
 
 def test_two_entries_of_one_name_are_refused(task):
-    with pytest.raises(ValueError, match="task made has two entries called 'base'"):
+    with pytest.raises(UserError, match="Task made has two entries called 'base'"):
         task.entry(name="base")(lambda train, context: None)
 
 
 def test_an_entry_in_a_setting_that_is_not_there_is_refused(task):
-    with pytest.raises(ValueError, match=r"entry 'x' names settings that task made lacks: \['nowhere'\]"):
-        task.entry("standard", "nowhere", name="x")(lambda train, context: None)
+    with pytest.raises(UserError, match=r"setting 'standrad' of task made, in entry 'x'\. Did you mean 'standard'"):
+        task.entry("few-shot", "standrad", name="x")(lambda train, context: None)
     assert "x" not in task.entries
+
+
+def test_a_decorator_that_would_register_nothing_is_refused(task):
+    with pytest.raises(UserError, match=r"`entry` takes names of settings: @task\.entry\('standard'\)"):
+
+        @task.entry  # without parentheses
+        def forgotten(train, context):
+            pass
+
+    with pytest.raises(UserError, match=r"`entry` takes names of settings"):
+        task.entry(["standard"])
+    with pytest.raises(UserError, match=r"needs is 'tokens'; it must be a list of names: \['tokens'\]"):
+        task.entry("standard", needs="tokens")
+    with pytest.raises(UserError, match=r"'<lambda>' is no name of an entry; the option `name` gives one"):
+        task.entry("standard")(lambda train, context: None)
 
 
 def test_select(task):

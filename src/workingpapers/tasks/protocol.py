@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -232,8 +233,15 @@ class Task:
             name: the entry's name, where it differs from the function's.
 
         Raises:
-            ValueError: two entries of one name, or a setting that the task doesn't have.
+            UserError: settings or needs that are no names, a setting that the task doesn't have, a name that no command
+                could take, or two entries of one name.
         """
+        if not all(isinstance(setting, str) for setting in settings):
+            raise UserError(
+                f"Task {self.name}: `entry` takes names of settings: @task.entry({next(iter(self.settings))!r})."
+            )
+        if isinstance(needs, str):
+            raise UserError(f"Task {self.name}: needs is {needs!r}; it must be a list of names: [{needs!r}].")
 
         def register(fit: Fit) -> Fit:
             entry = Entry(
@@ -243,11 +251,17 @@ class Task:
                 settings=settings or ("standard",),
                 needs=tuple(needs),
             )
+            if not re.fullmatch(r"[\w.+-]+", entry.name):
+                raise UserError(
+                    f"Task {self.name}: {entry.name!r} is no name of an entry; the option `name` gives one."
+                )
             if entry.name in self.entries:
-                raise ValueError(f"task {self.name} has two entries called {entry.name!r}")
+                raise UserError(f"Task {self.name} has two entries called {entry.name!r}.")
             unknown = [s for s in entry.settings if s not in self.settings]
             if unknown:
-                raise ValueError(f"entry {entry.name!r} names settings that task {self.name} lacks: {unknown}")
+                raise unknown_name(
+                    "setting", unknown[0], self.settings, of=f"task {self.name}, in entry {entry.name!r}"
+                )
             self.entries[entry.name] = entry
             return fit
 
