@@ -122,7 +122,7 @@ def check_separator(name: str | Path, columns: Sequence[str], separator: str) ->
 
 
 def check_quotes(name: str | Path, table: DataFrame, before: int = 0) -> None:
-    """Refuse tabs within the values of a TSV: a quote that nothing closes swallows them, with whole rows.
+    """Refuse values of a TSV over several lines and columns: a quote that nothing closes swallows whole rows.
 
     Args:
         name: of the file.
@@ -133,12 +133,14 @@ def check_quotes(name: str | Path, table: DataFrame, before: int = 0) -> None:
         UserError: names the first.
     """
     for column in table.columns[[kind.kind not in "biuf" for kind in table.dtypes]]:
-        torn = table[column].astype(str).str.contains("\t", regex=False)
+        texts = table[column].astype(str).str
+        torn = texts.contains("\t", regex=False) & texts.contains("\n", regex=False)
         if torn.any():
             row = int(torn.to_numpy().argmax())
             raise UserError(
-                f"{name}: column {column!r} holds {str(table[column].iloc[row])[:40]!r} in row {before + row}: a value "
-                "starts with a quote that nothing closes. Leave it out, or put the value in quotes and double its own."
+                f"{name}: column {column!r} holds {str(table[column].iloc[row])[:40]!r} in row {before + row}, over "
+                "several lines and columns: a quote opens it that nothing closes in time. Leave that quote out; if the "
+                "value is meant so, write its tabs as spaces."
             )
 
 

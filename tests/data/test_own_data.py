@@ -358,8 +358,11 @@ def test_tables_of_text_may_have_tabs_and_be_compressed(tmp_path, name):
 
 def test_rows_that_a_quote_swallows_are_not_lost_in_silence(tmp_path):
     (tmp_path / "t.tsv").write_text('a\tlabel\n1\tx\n2\t"x\n3\ty\n4\t"y\n5\ty\n')
-    with pytest.raises(UserError, match=r"'label' holds .* in row 1: a value starts with a quote that nothing closes"):
+    with pytest.raises(UserError, match=r"'label' holds .* in row 1, over several lines and columns: a quote opens"):
         load_dataset(tmp_path / "t.tsv")
+    table = pd.DataFrame({"a": range(4), "label": ["x\ty", "x\nz"] * 2})  # quoted as it should be
+    table.to_csv(tmp_path / "t.tsv", sep="\t", index=False)
+    assert load_dataset(tmp_path / "t.tsv").class_names == ("x\ty", "x\nz")
 
 
 def test_parquet_columns_are_known_by_their_names(tmp_path):

@@ -360,7 +360,7 @@ def test_bad_files_are_named(tmp_path):
         ("sorted.csv", "y", "is sorted by 'y'"),
         ("number.csv", "y", "differs in every row"),
         ("alone.csv", "y", "no column beside the label"),
-        ("quote.tsv", "y", "column 'a' holds .* in row 0: a value starts with a quote that nothing closes"),
+        ("quote.tsv", "y", "column 'a' holds .* in row 0, over several lines and columns: a quote"),
         ("lists.parquet", "y", "column 'a' of .* does not hold single values"),
     ]:
         with pytest.raises(UserError, match=message):
