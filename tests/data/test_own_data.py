@@ -225,6 +225,11 @@ def make_half_split(folder):
     (folder / "cat").rename(folder / "train")
 
 
+def make_two_of_a_part(folder):
+    for part in ("train", "Training", "test"):
+        shutil.copytree(folder / "cat", folder / part / "cat")
+
+
 def lose_a_class(folder):
     picture(folder / "bird/0.png").write_bytes(b"")
 
@@ -237,6 +242,7 @@ def lose_a_class(folder):
         (make_one_class, r"one class only, 'cat'; at least two"),
         (make_hollow, r"bird holds no images \(.bmp"),
         (make_half_split, r"has a folder 'train' but no folder 'test'"),
+        (make_two_of_a_part, r"has folders \['Training', 'train'\], which are one part twice"),
         (lose_a_class, r"no image of class 'bird' can be read; the first: bird/0.png: "),
     ],
 )

@@ -44,6 +44,10 @@ def from_folder(root: Path, name: str) -> LabelledData:
     parts = {SPLIT[name.lower()]: folder for name, folder in tops.items() if name.lower() in SPLIT}
     if "train" not in parts or (len(parts) == 1 and "train" not in tops):  # a class may be called "Training"
         return _classes(root, name, {label: [(None, folder)] for label, folder in tops.items()})
+    for part in parts:
+        alike = [name for name in tops if SPLIT.get(name.lower()) == part]
+        if len(alike) > 1 and part != "val":
+            raise UserError(f"{root} has folders {alike}, which are one part twice. Rename or merge them. {LAYOUT}")
     inner = {part: _folders(parts[part]) for part in ("train", "test") if part in parts}
     if not all(inner.get(part) for part in ("train", "test")):
         given = parts["train"].name
