@@ -134,6 +134,8 @@ def test_bad_files_are_named(file, tmp_path):
     for path in (cut, damaged):
         with pytest.raises(ValueError, match=f"{path.name} cannot be read, it may be cut off or damaged"):
             model.fit(path, "clicked")
+    with pytest.raises(ValueError, match="cannot be looked at: File name too long"):
+        model.fit("x" * 300 + ".parquet", "clicked")
     with pytest.raises(ValueError, match=r"gone.parquet is neither"):
         model.fit(tmp_path / "gone.parquet", "clicked")
     with pytest.raises(ValueError, match="there is no column 'click' for the labels; there are"):

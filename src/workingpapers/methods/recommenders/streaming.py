@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workingpapers.errors import user_path
 from workingpapers.methods.recommenders.columns import check_columns, check_labels, from_arrow
 from workingpapers.methods.recommenders.schema import Rows, Schema
 from workingpapers.progress import counted, watched
@@ -33,7 +34,7 @@ def parquet_batches(path: str | Path) -> Iterator[pd.DataFrame]:
     import pyarrow as pa
     from pyarrow import parquet
 
-    place = Path(path).expanduser()
+    place = user_path(path)
     files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
     if not files or not files[0].is_file():
         raise ValueError(f"{path} is neither a Parquet file nor a folder that holds some")
