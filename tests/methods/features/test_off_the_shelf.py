@@ -214,6 +214,8 @@ def test_invariant_to_the_length_of_each_view(seed, power):
     scaled = OffTheShelfClassifier(C=1.0, power=power).fit(X * scale, y)
     # Rounding alone differs, and the solver stops at a tolerance of 1e-4 from nearly the same place.
     np.testing.assert_allclose(scaled.decision_function(X * scale), plain.decision_function(X), atol=1e-6)
+    small = (X * 1e-9).astype(np.float32)
+    np.testing.assert_allclose(plain.decision_function(small), plain.decision_function(X), atol=1e-5)
 
 
 def test_the_order_and_number_of_test_views_are_free():

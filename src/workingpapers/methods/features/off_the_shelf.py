@@ -35,6 +35,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 from sklearn.utils import check_random_state
+from sklearn.utils.extmath import row_norms
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
@@ -234,7 +235,9 @@ class OffTheShelfClassifier(ClassifierMixin, BaseEstimator):
     def _normalised_views(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
         """Return the features as (N, V, D), each view raised to `power` and of unit length."""
         views = _signed_power(checked_views(self, X, reset), self.power)
-        return normalize(views.reshape(-1, views.shape[-1])).reshape(views.shape)
+        # What `normalize` does, but for it leaves rows shorter than 1e-6 in float32 as they are.
+        lengths = row_norms(views.reshape(-1, views.shape[-1])).reshape(*views.shape[:2], 1)
+        return views / np.where(lengths > 0, lengths, 1)
 
     def _search(self, views: NDArray[Any], targets: NDArray[np.int64]) -> float:
         """Return the C of the highest accuracy on held-out images, the smallest of equals."""
