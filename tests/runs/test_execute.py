@@ -142,6 +142,18 @@ def test_the_code_of_runs_is_that_of_methods_data_and_tasks(tmp_path, monkeypatc
     assert measure.code("probe") == digests[-1]
 
 
+def test_a_store_that_cannot_be_written_shows_what_is_there(store, monkeypatch):
+    def refuse(self):
+        raise UserError("The store cannot be written")
+
+    options = {"entries": ["slow"], "seeds": 2, "store": store}
+    board = try_(TASK, **options)
+    monkeypatch.setattr(Store, "create", refuse)
+    assert values(try_(TASK, **options)) == values(board)
+    with pytest.raises(UserError, match="cannot be written"):  # before any work
+        try_(TASK, **options | {"seeds": 3})
+
+
 def test_force_repeats_everything(store, log):
     before = try_(TASK, entries=["slow"], seeds=2, store=store)
     after = try_(TASK, entries=["slow"], seeds=2, store=store, force=True)

@@ -226,7 +226,8 @@ class _Session:
         self._prepared = dataclasses.replace(self._prepared, remarks=remarks)
         self._tell()
         missing = [(key, *wanted[key]) for key in wanted if key not in self.runs]
-        self.store.create()
+        if missing:  # a store that can only be read shows what is there
+            self.store.create()
         pool = ThreadPoolExecutor(workers if not ray else max(workers, len(missing)))
         try:
             waiting = {pool.submit(self._run_one, *job) for job in missing}
