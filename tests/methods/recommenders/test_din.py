@@ -370,3 +370,19 @@ def test_bad_options_are_named(options, message):
     table, y = visits(100)
     with pytest.raises(ValueError, match=message):
         DINClassifier(**CHEAP | options).fit(table[["item", "history"]], y)
+
+
+@pytest.mark.parametrize(("table", "he"), [("full", True), ("hash", False)])
+def test_its_networks_start_by_he_et_al_on_a_full_table(table, he):
+    torch.manual_seed(0)
+    frame = pd.DataFrame({"item": ["a", "b"], "history": [["b"], ["a", "b"]]})
+    model = DINClassifier(table=table)._build(Schema.fit([frame], kinds=KINDS, min_count=1))
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == 6
+    assert [not layer.bias.any() for layer in layers] == [he] * 6
+    for layer in layers[:2] if he else []:
+        # of n normal draws the standard deviation is off by 1 / sqrt(2 n) of itself; five times that never happens
+        far = 5 / (2 * layer.weight.numel()) ** 0.5
+        assert float(layer.weight.detach().square().mean().sqrt()) == pytest.approx(
+            (2 / layer.in_features) ** 0.5, rel=far
+        )

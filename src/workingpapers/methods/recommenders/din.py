@@ -11,7 +11,8 @@ Both nets use Dice: p s + (1 - p) alpha s with p = sigmoid of s, standardised pe
 averages once trained); alpha is learnt. Batch-aware regularisation adds, for each id that a batch holds, its squared
 norm over how often the id occurs in training, so that rare ids pay at all and absent ones cost nothing.
 
-A history must end before the event that is predicted; the tables given here are taken to be built so.
+A history must end before the event that is predicted; the tables given here are taken to be built so. The paper does
+not say how weights start: both nets start as ordinary ones do here (`baselines`).
 
 Source: Zhou et al., "Deep Interest Network for Click-Through Rate Prediction", KDD 2018, arXiv 1706.06978. The authors'
 demo differs by a softmax over the history (`pooling="softmax"`). They corrected the results on Amazon later: the lead
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from workingpapers.errors import UserRemark, unknown_name
-from workingpapers.methods.recommenders.baselines import DeepClassifier
+from workingpapers.methods.recommenders.baselines import DeepClassifier, he_normal
 from workingpapers.methods.recommenders.columns import flattened
 from workingpapers.methods.recommenders.fields import FieldEmbedding, check_network
 from workingpapers.methods.recommenders.schema import Field, Rows, Schema
@@ -312,7 +313,7 @@ class DINClassifier(DeepClassifier):
         if not schema.of_kind("sequence"):
             remark = "no column is a history, so that DIN is a plain network; name one in kinds as 'sequence of COLUMN'"
             warnings.warn(remark, UserRemark, stacklevel=2)
-        return DIN(
+        model = DIN(
             self._embedding(schema),
             self.hidden,
             attention_hidden=self.attention_hidden,
@@ -322,6 +323,9 @@ class DINClassifier(DeepClassifier):
             dropout=self.dropout,
             regularisation=self.regularisation,
         )
+        if self.table == "full":
+            he_normal(model)
+        return model
 
     def _train(self, rows: Rows, labels: Tensor, plan: Plan, valid: tuple[Rows, Tensor] | None, seed: int) -> Any:
         if self.regularisation:
