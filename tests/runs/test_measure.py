@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import time
 from dataclasses import replace
 
@@ -149,14 +150,14 @@ def one_thread():
 def run_with(monkeypatch, one_thread):
     """Execute one entry of a task whose measuring is replaced."""
 
-    def run(fit, scores=None):
+    def run(fit, scores=None, seed=3):
         setting = toytask.setting("standard")
         if scores is not None:
             setting = replace(setting, measure=scores)
         task = Task("toytask:task", title="", settings=[setting])
         task.entry(name="mine")(fit)
         monkeypatch.setattr(measure, "load_task", lambda name: task)
-        return execute(CONDITIONS, "mine", 3, 1, Prepared("", ""))
+        return execute(CONDITIONS, "mine", seed, 1, Prepared("", ""))
 
     return run
 
@@ -208,6 +209,12 @@ def test_the_largest_of_several_fits_counts_as_the_model(run_with):
         return {"accuracy": 1.0, "loss": 1.0}
 
     assert run_with(lambda width, context: nn.Linear(width, 1), scores)["measured"]["parameters"] == 6
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: float(torch.rand(()))])
+def test_what_an_entry_draws_from_global_generators_follows_the_seed(run_with, draw):
+    one, same, other = (run_with(lambda train, context: 50 + draw(), seed=seed)["metrics"] for seed in (1, 1, 2))
+    assert one == same != other
 
 
 def test_threads_are_limited(run_with):

@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import platform
+import random
 import resource
 import sys
 import time
@@ -70,6 +71,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
     import torch
 
     torch.set_num_threads(threads)
+    _seed_all(seed)
     task = load_task(conditions.task)
     setting, entry = task.setting(conditions.setting), task.entries[entry_name]
     budget = setting.budgets[conditions.budget]
@@ -103,6 +105,16 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
         "versions": versions(),
         "hardware": hardware(),
     }
+
+
+def _seed_all(seed: int) -> None:
+    """Seed what an entry may draw from unasked: a plain nn.Linear would start alike for all seeds of a session."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
 
 
 class _Timer:
