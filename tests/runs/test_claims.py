@@ -173,7 +173,7 @@ def test_another_entry_to_compare_with():
         [],
         runs(2, 2, 2, data="others"),
         runs(2, 2, 2, setting="trouble"),
-        runs(2, 2, 2, model="another"),
+        runs(2, 2, 2, model="another", model_fingerprint="m"),
         runs(2, 2, 2, task="another"),
         [run for run in runs(2, 2, 2) if run.entry == "base"],
         [replace(run, status="failed", metrics={}) if run.entry == "better" else run for run in runs(2, 2, 2)],
@@ -184,6 +184,11 @@ def test_runs_that_do_not_fit_do_not_count(others):
     (found,) = findings(card(check()), others)
     assert (found.standing, found.verdict, found.board) == ("not run", None, None)
     assert found.command == f"papers try {TASK} --entries better"
+
+
+def test_a_model_that_played_no_part_may_have_any_name():
+    (found,) = findings(card(check()), runs(2, 2, 2, model="another"))
+    assert found.standing == "reproduced"
 
 
 def test_a_claim_whose_entry_failed_says_so():

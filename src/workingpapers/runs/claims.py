@@ -84,9 +84,10 @@ def _finding(card: Card, claim: Claim, runs: Sequence[Run], data: str | None) ->
         return Finding(claim, "no entry yet")
     metric = setting.metric(check.metric)
     command = command_for(check, setting, data)
-    wanted = check.task, check.setting, data or check.data or setting.data, setting.model
+    wanted = check.task, check.setting, data or check.data or setting.data
     versus = check.versus or setting.baseline
-    boards = leaderboards(run for run in runs if (run.task, run.setting, run.data, run.model) == wanted)
+    boards = leaderboards(run for run in runs if (run.task, run.setting, run.data) == wanted)
+    boards = [board for board in boards if board.conditions.model == setting.model]
     compared = {check.entry, versus}
     usable = [b for b in boards if compared <= {r.entry for r in b.rows if metric.name in r.values}]
     if not usable:

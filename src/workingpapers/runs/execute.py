@@ -148,8 +148,10 @@ def _name(option: str, given: object) -> str | None:
     if given is None:
         return None
     if not isinstance(given, (str, os.PathLike)):
-        arrays = " `keep(features, labels)` makes a path of arrays." if option == "data" else ""
-        raise UserError(f"{option} is a {type(given).__name__}; it must be a name or a path.{arrays}")
+        way = "`keep(features, labels)` makes a path of arrays, `to_parquet` one of a table."
+        raise UserError(
+            f"{option} is a {type(given).__name__}; it must be a name or a path.{f' {way}' if option == 'data' else ''}"
+        )
     name = str(os.fspath(given))
     if not name.strip():
         raise UserError(f"{option} is empty. Name one, or leave it out for the default of the setting.")
