@@ -176,6 +176,7 @@ def test_folders_of_parts_are_known_whatever_their_case(folder, tmp_path, names)
     data = load_dataset(str(tmp_path / "split"))
     assert data.class_names == ("cat", "dog")
     assert data.part.tolist() == ["train", "train", "train", "test", "test", "test"] * 2
+    assert data.remarks == ("Not used, since neither to train nor to test on: split/val.",)
     shutil.rmtree(tmp_path / "split" / names[1])
     with pytest.raises(UserError, match=f"{names[0]!r} but no folder 'test' .* If 'val' is what to test on, rename it"):
         load_dataset(str(tmp_path / "split"))

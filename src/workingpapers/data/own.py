@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LAYOUT = "Allowed: FOLDER/class/*.jpg, FOLDER/{train,test}/class/*.jpg, or MVTec's train/good, test/good, test/defect."
 
 ARRAYS = ("features", "X", "labels", "y", "class_names", "part")  # that an .npz may hold; others are not read
+TRUTH = "ground_truth"  # where MVTec AD keeps its masks
 # What folders of parts are called, whatever their case.
 SPLIT = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -35,7 +36,7 @@ def from_folder(root: Path, name: str) -> LabelledData:
 
     The layouts: `class/*.jpg` (files may lie deeper), the same below `train` and `test` (or `Training` and `Testing`),
     which then are the parts, or MVTec AD's `train/good`, `test/good`, `test/<defect>` and
-    `ground_truth/<defect>/<stem>_mask.png`.
+    `ground_truth/<defect>/<stem>_mask.png`. Other folders beside those of parts, such as `val`, are left unused.
 
     Raises:
         UserError: another layout, a class without images, one class, or more than 5 % unreadable images.
@@ -48,15 +49,24 @@ def from_folder(root: Path, name: str) -> LabelledData:
         alike = [name for name in tops if SPLIT.get(name.lower()) == part]
         if len(alike) > 1 and part != "val":
             raise UserError(f"{root} has folders {alike}, which are one part twice. Rename or merge them. {LAYOUT}")
-    inner = {part: _folders(parts[part]) for part in ("train", "test") if part in parts}
+    inner: dict[str, list[Path]] = {part: _folders(parts[part]) for part in ("train", "test") if part in parts}
     if not all(inner.get(part) for part in ("train", "test")):
         given = parts["train"].name
         other = f" If {parts['val'].name!r} is what to test on, rename it." if "val" in parts else ""
         raise UserError(
             f"{root} has a folder {given!r} but no folder 'test' with folders of images in it.{other} {LAYOUT}"
         )
+    used = {folder.name for part, folder in parts.items() if part in inner}
     if [folder.name for folder in inner["train"]] == ["good"]:
-        return _mvtec(root, name, inner["train"][0], inner["test"])
+        found = _mvtec(root, name, inner["train"][0], inner["test"])
+        used.add(TRUTH)
+    else:
+        found = _in_parts(root, name, inner)
+    return dataclasses.replace(found, unused=tuple(f"{root.name}/{name}" for name in tops if name not in used))
+
+
+def _in_parts(root: Path, name: str, inner: dict[str, list[Path]]) -> LabelledData:
+    """Read the class folders of each part."""
     classes: dict[str, list[tuple[str | None, Path]]] = {}
     for part, folders in inner.items():
         for folder in folders:
@@ -124,7 +134,7 @@ def _mvtec(root: Path, name: str, good: Path, tests: list[Path]) -> LabelledData
     rows = [(file, "good", "train") for file in _images_in(good)]
     rows += [(file, folder.name, "test") for folder in tests for file in _images_in(folder)]
     rows, seen, skipped = _readable(root, rows)
-    truth = root / "ground_truth"
+    truth = root / TRUTH
     masks = digests = None
     if truth.is_dir():
         files = [None if kind == "good" else truth / kind / f"{file.stem}_mask.png" for file, kind, _ in rows]

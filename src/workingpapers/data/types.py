@@ -35,6 +35,7 @@ class LabelledData:
         masks: N masks (H, W) bool of the anomalous pixels (all False for a normal image), for anomaly data.
         label_distances: (K, K) a metric between the classes, zero on the diagonal, where there is a natural one.
         skipped: what could not be read and was left out, for the user to see: one line per file.
+        unused: folders that belong to neither part, for the user to see.
     """
 
     name: str
@@ -47,16 +48,20 @@ class LabelledData:
     masks: Images | None = None
     label_distances: NDArray[np.float64] | None = None
     skipped: tuple[str, ...] = field(default=(), repr=False)
+    unused: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What the user should know: how many images were skipped, and the first of them."""
-        count = len(self.skipped)
-        told = f"{count} image{'s were' if count > 1 else ' was'} skipped: {'; '.join(self.skipped[:3])}"
-        return (told,) if count else ()
+        """What the user should know: images that were skipped, the first of them, and folders that are not used."""
+        count, told = len(self.skipped), []
+        if count:
+            told.append(f"{count} image{'s were' if count > 1 else ' was'} skipped: {'; '.join(self.skipped[:3])}")
+        if self.unused:
+            told.append(f"Not used, since neither to train nor to test on: {', '.join(self.unused)}.")
+        return tuple(told)
 
 
 @dataclass(frozen=True, kw_only=True)
