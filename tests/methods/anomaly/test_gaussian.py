@@ -307,6 +307,13 @@ def test_shrinkage_copes_with_constant_and_dependent_channels():
         assert np.isfinite(GaussianAnomalyDetector().fit(train).anomaly_score(train)).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"covariance": "identity"}, {"reduction": "pca"}])
+def test_a_distance_that_overflows_is_no_normal_row(options):
+    model = GaussianAnomalyDetector(**options).fit(correlated(0, 60, 4))
+    with pytest.raises(ValueError, match="features of row 1 are too large"):
+        model.anomaly_score(np.array([[1.0] * 4, [1e160, -1e160, 1e160, 1e160]]))
+
+
 @pytest.mark.parametrize(
     ("levels", "message"),
     [

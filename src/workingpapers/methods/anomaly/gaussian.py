@@ -123,10 +123,19 @@ class GaussianAnomalyDetector(OutlierMixin, BaseEstimator):
         return levels
 
     def level_scores(self, X: Any) -> Array:
-        """Return the distance from each level's mean, (n, K) in the order of `levels_`; higher is more anomalous."""
+        """Return the distance from each level's mean, (n, K) in the order of `levels_`; higher is more anomalous.
+
+        Raises:
+            ValueError: levels or channels other than at fit, or features so large that their distance is no number.
+        """
         check_is_fitted(self)
         levels = self._matrices(X, reset=False)
-        return np.stack([gaussian.distances(levels[name]) for name, gaussian in self.levels_.items()], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scores = np.stack([gaussian.distances(levels[name]) for name, gaussian in self.levels_.items()], axis=1)
+        lost = np.flatnonzero(~np.isfinite(scores).all(axis=1))
+        if len(lost):  # NaN would count as normal
+            raise ValueError(f"the features of row {lost[0]} are too large: their squared distance overflows")
+        return scores
 
     def anomaly_score(self, X: Any) -> Array:
         """Return the mean over the levels of the distances, (n,); higher is more anomalous."""
