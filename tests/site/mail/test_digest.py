@@ -64,9 +64,10 @@ class Found:
     """A search that finds what it is told to."""
 
     def __init__(self, engine, **found):
-        self._engine, self._found = engine, found
+        self._engine, self._found, self.asked = engine, found, []
 
     def search(self, text, *, sort, size):
+        self.asked.append((text, sort))
         if text not in self._found:
             raise UserError("This search cannot be read.")
         with self._engine.connect() as connection:
@@ -174,6 +175,7 @@ def test_searches_and_alerts_find_what_trended_or_was_added(database):
         "ada@example.org": [trended, added, other],
         "bob@example.org": [trended, added],
     }
+    assert [asked for asked in finder.asked if asked[0] == "probe"] == [("probe", "trending"), ("probe", "date")]
 
 
 def test_an_edition_is_not_endless(database):

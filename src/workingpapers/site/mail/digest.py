@@ -16,8 +16,9 @@ An edition without news is written down as such, and no mail is sent.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Protocol
@@ -40,6 +41,7 @@ LONGEST = timedelta(days=7)  # that an edition goes back
 _DEEPEST = 10  # pages of a hundred papers in which topics and searches look for theirs
 _HITS = 100  # of a search that are looked at
 _BATCH = 200  # subscriptions read at a time
+_REMEMBERED = 1_000  # searches whose papers are kept, for other subscribers who have the same
 
 _log = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ def editions(engine: Engine, now: float, finder: Finder | None) -> Iterator[Edit
         finder: searches; None leaves sections of searches out.
     """
     trends: dict[tuple[date, date], list[Trend]] = {}
+    search = functools.lru_cache(_REMEMBERED)(functools.partial(_search, finder)) if finder else None
     after = 0
     while True:
         with engine.connect() as connection:
@@ -114,7 +117,7 @@ def editions(engine: Engine, now: float, finder: Finder | None) -> Iterator[Edit
                 last = day - timedelta(days=1)
                 if (first, last) not in trends:
                     trends[first, last] = _trends(connection, first, last)
-                chosen = _Chooser(connection, subscription, first, trends[first, last], finder).sections()
+                chosen = _Chooser(connection, subscription, first, trends[first, last], search).sections()
                 yield Edition(subscription, day, first, last, chosen)
 
 
@@ -198,6 +201,12 @@ def _ranked(connection: Connection, period: str, day: date) -> list[Trend]:
     return found
 
 
+def _search(finder: Finder, query: str) -> list[int]:
+    """Return the papers that a search finds, each once; not by relevance, which also brings what only resembles it."""
+    hits = [hit for sort in ("trending", "date") for hit in finder.search(query, sort=sort, size=_HITS).hits]
+    return list(dict.fromkeys(hit.paper.id for hit in hits))
+
+
 class _Chooser:
     """Chooses a subscriber's papers, each for one section."""
 
@@ -207,13 +216,13 @@ class _Chooser:
         subscription: Subscription,
         first: date,
         trends: Sequence[Trend],
-        finder: Finder | None,
+        search: Callable[[str], list[int]] | None,
     ) -> None:
         self._connection = connection
         self._subscription = subscription
         self._since = datetime(first.year, first.month, first.day, tzinfo=UTC).timestamp()
         self._trends = trends
-        self._finder = finder
+        self._search = search
         sent = select(deliveries.c.paper_id).where(deliveries.c.subscription_id == subscription.id)
         self._known = set(connection.execute(sent).scalars())
 
@@ -227,9 +236,9 @@ class _Chooser:
             here = [t for t in self._trends if not wish.topics or wanted.intersection(t.paper.topics)]
             title = ", ".join(topic(name).title for name in known[:3]) + (", ..." if len(known) > 3 else "")
             made.append(Section(title or "Trending", None, self._take(here, MOST_TRENDING)))
-        if self._finder:
+        if self._search:
             for query in self._queries():
-                found = self._take(self._found(query), MOST_FOUND)
+                found = self._take(self._found(self._search, query), MOST_FOUND)
                 made.append(Section(f"Found for “{query}”", query, found))
         return [section for section in made if section.picks]
 
@@ -240,21 +249,18 @@ class _Chooser:
         alerts = self._connection.execute(select(searches.c.query).select_from(of).where(mine).order_by(searches.c.id))
         return list(dict.fromkeys((*self._subscription.wish.queries, *alerts.scalars())))
 
-    def _found(self, query: str) -> list[Trend]:
+    def _found(self, search: Callable[[str], list[int]], query: str) -> list[Trend]:
         """Return what a search finds among the papers that trended, best first, and then among those just added."""
-        assert self._finder
         try:
-            # Not by relevance, which also brings what only resembles the search.
-            hits = [h for sort in ("trending", "date") for h in self._finder.search(query, sort=sort, size=_HITS).hits]
+            found = search(query)
         except UserError as error:
             _log.warning("a search of subscription %s fails: %s", self._subscription.id, error)
             return []
-        ids = {hit.paper.id for hit in hits}
-        trended = [trend for trend in self._trends if trend.paper.id in ids]
-        ids -= {trend.paper.id for trend in trended}
-        fresh = select(papers.c.id).where(papers.c.id.in_(ids), papers.c.added >= self._since)
+        trended = [trend for trend in self._trends if trend.paper.id in found]
+        rest = set(found).difference(trend.paper.id for trend in trended)
+        fresh = select(papers.c.id).where(papers.c.id.in_(rest), papers.c.added >= self._since)
         new = set(self._connection.execute(fresh).scalars())
-        added = by_ids(self._connection, list(dict.fromkeys(h.paper.id for h in hits if h.paper.id in new)))
+        added = by_ids(self._connection, [number for number in found if number in new])
         return trended + [Trend(paper, 0.0, "added", {}, is_new=True) for paper in added]
 
     def _take(self, trends: Sequence[Trend], most: int) -> list[Pick]:
