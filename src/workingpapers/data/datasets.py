@@ -187,7 +187,7 @@ def load_dataset(name: str | os.PathLike[str], *, label: str = "label") -> Label
 def _from_path(path: Path, name: str, label: str) -> LabelledData:
     kind = path.suffix.lower()
     if path.is_dir():
-        from workingpapers.data.own import from_folder
+        from workingpapers.data.folders import from_folder
 
         refuse_label(name, label)
         return from_folder(path, name)

@@ -108,7 +108,7 @@ def execute(conditions: Conditions, entry_name: str, seed: int, threads: int, pr
 
 
 def _seed_all(seed: int) -> None:
-    """Seed what an entry may draw from unasked: a plain nn.Linear would start alike for all seeds of a session."""
+    """Seed what an entry may draw from unasked: a plain nn.Linear would start alike for all seeds of a command."""
     import numpy as np
     import torch
 
