@@ -9,8 +9,7 @@ most eight epochs, and no longer than two past the best validation AUC, whose we
 the best mean of these AUCs over the first seeds (`--tuning`), and is used for all. The table tells what the rows that
 are held back for testing then say: the mean AUC, and ours less the peer's, seeds being paired, with its 95 % interval
 by Student's t: how training varies, not how another draw of test rows would. Each run's result lies in a file of
-`--results`, so that a call goes on where the last one ended. Libraries draw first weights in different ways; with
-`--alike` ours are drawn as FuxiCTR's.
+`--results`, so that a call goes on where the last one ended.
 """
 
 from __future__ import annotations

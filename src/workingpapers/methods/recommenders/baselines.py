@@ -6,8 +6,8 @@ later models: it is the baseline to beat.
 
 On a full table networks start as He et al. draw them (`he_normal`), and vectors from a deviation of SMALL. Against
 torch's start with vectors of 0.01 that gains up to .006 validation AUC on films, flights and made-up clicks, and loses
-nowhere (benchmarks/README.md). Larger vectors stay noise for rare values, which a step of Adam moves by 0.001. On other
-tables, whose thresholds and codes were made for it, networks start as torch draws them.
+on none of them (benchmarks/README.md). Larger vectors stay noise for rare values, which a step of Adam moves by 0.001.
+On other tables, whose thresholds and codes were made for it, networks start as torch draws them.
 """
 
 from __future__ import annotations
